@@ -1,0 +1,105 @@
+"""Worlds: batched in NumPy, each with the face of a standard single environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from marl_lib.config import choice, require
+from marl_lib.envs.adapters import TeamOfOne
+from marl_lib.envs.base import BatchedParallelEnv, BatchedVectorEnv
+from marl_lib.envs.classic import (
+    Acrobot,
+    BatchedAcrobot,
+    BatchedCartPole,
+    BatchedMountainCar,
+    CartPole,
+    MountainCar,
+)
+from marl_lib.envs.gridworld import BatchedGridWorld, GridWorldConfig, MultiAgentGridWorld
+
+__all__ = [
+    "ENVS",
+    "Acrobot",
+    "BatchedAcrobot",
+    "BatchedCartPole",
+    "BatchedGridWorld",
+    "BatchedMountainCar",
+    "BatchedParallelEnv",
+    "BatchedVectorEnv",
+    "CartPole",
+    "ClassicConfig",
+    "GridWorldConfig",
+    "MountainCar",
+    "MultiAgentGridWorld",
+    "TeamOfOne",
+    "make",
+]
+
+
+@dataclass(frozen=True)
+class ClassicConfig:
+    """Options of the classic control worlds.
+
+    Parameters
+    ----------
+    max_steps : int or None
+        Truncate after so many steps; ``None`` takes the standard (500, 500 and 200).
+    physics : dict of name to number or [low, high]
+        Constants to change, or to draw afresh for each episode.
+    """
+
+    max_steps: int | None = None
+    physics: dict[str, float | tuple[float, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work; the world itself checks the physics."""
+        if self.max_steps is not None:
+            require(self.max_steps >= 1, "max_steps", self.max_steps, "at least 1")
+
+
+class _Entry(NamedTuple):
+    options: type
+    build: Callable[[int, Any, bool], BatchedParallelEnv]
+
+
+def _grid_world(num_envs: int, options: GridWorldConfig, autoreset: bool) -> BatchedParallelEnv:
+    return BatchedGridWorld(num_envs, autoreset=autoreset, **vars(options))
+
+
+def _classic(kind: Callable[..., BatchedVectorEnv]) -> _Entry:
+    def build(num_envs: int, options: ClassicConfig, autoreset: bool) -> BatchedParallelEnv:
+        given = {} if options.max_steps is None else {"max_steps": options.max_steps}
+        return TeamOfOne(kind(num_envs, physics=options.physics, autoreset=autoreset, **given))
+
+    return _Entry(ClassicConfig, build)
+
+
+ENVS: dict[str, _Entry] = {
+    "GridWorld": _Entry(GridWorldConfig, _grid_world),
+    "CartPole-v1": _classic(BatchedCartPole),
+    "Acrobot-v1": _classic(BatchedAcrobot),
+    "MountainCar-v0": _classic(BatchedMountainCar),
+}
+
+
+def make(
+    name: str, num_envs: int = 1, options: Any = None, autoreset: bool = True
+) -> BatchedParallelEnv:
+    """Return a batch of a named world, single-agent ones as teams of one.
+
+    Parameters
+    ----------
+    name : str
+        One of ``ENVS``.
+    num_envs : int
+    options : the world's options dataclass, or None for its defaults
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown.
+    """
+    entry = ENVS[choice("environment", name, ENVS)]
+    return entry.build(num_envs, entry.options() if options is None else options, autoreset)

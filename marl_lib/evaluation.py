@@ -1,0 +1,376 @@
+"""From returns to statements: aggregate scores, their intervals, and comparisons.
+
+A *run* is one training with one seed; a *task* is one environment it is scored on. Scores are
+``(runs,)`` for one task or ``(runs, tasks)``. Intervals come from the percentile bootstrap, which
+assumes nothing about the shape of the distribution. With few runs it is a little too narrow: on
+simulated normal scores the 95 % interval of the IQM holds the truth about 90 times in a hundred
+with five runs, 93 with ten and 94 with twenty.
+
+Source: R. Agarwal, M. Schwarzer, P. S. Castro, A. Courville, M. G. Bellemare, "Deep reinforcement
+learning at the edge of the statistical precipice", NeurIPS 2021.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+_CHUNK = 2**22  # numbers held at once while resampling: 32 MiB
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the ends of its confidence interval.
+
+    ``str(interval)`` rounds to what the width supports; ``f"{interval:.2f}"`` rounds as told.
+    """
+
+    estimate: float
+    low: float
+    high: float
+
+    @property
+    def decimals(self) -> int:
+        """How many decimals the width supports; 0 if there is no width."""
+        width = self.high - self.low
+        return max(0, math.ceil(-math.log10(width / 5))) if width > 0 else 0
+
+    def __format__(self, spec: str) -> str:
+        spec = spec or (f".{self.decimals}f" if self.high > self.low else ".4g")
+        return f"{self.estimate:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+    def __str__(self) -> str:
+        return format(self, "")
+
+
+@dataclass(frozen=True)
+class Band:
+    """An estimate and a confidence interval at each of K points, three arrays ``(K,)``."""
+
+    estimate: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two samples of scores say about each other; see :func:`compare`."""
+
+    welch_p: float
+    mann_whitney_p: float
+    probability_of_improvement: Interval
+    iqm_difference: Interval
+
+    def __str__(self) -> str:
+        return (
+            f"difference of IQMs {self.iqm_difference}, "
+            f"probability of improvement {self.probability_of_improvement:.2f}, "
+            f"Welch p = {self.welch_p:.2g}, Mann–Whitney p = {self.mann_whitney_p:.2g}"
+        )
+
+
+def iqm(x: ArrayLike, axis: int | None = None) -> Any:
+    """Return the interquartile mean: the mean of what is left without the quarter at each end.
+
+    Parameters
+    ----------
+    x : array of any shape
+        Scores. With n values, ``floor(n / 4)`` are cut at each end.
+    axis : int or None
+        The axis to average over; None pools all values, as the source does for (runs, tasks).
+
+    Returns
+    -------
+    float, or an array without ``axis``.
+
+    Raises
+    ------
+    ValueError
+        If ``x`` is empty or holds NaN.
+    """
+    x = np.asarray(x, float)
+    if x.size == 0:
+        raise ValueError("iqm needs at least one score, got none")
+    if np.isnan(x).any():
+        raise ValueError("iqm is not defined for NaN scores")
+    return stats.trim_mean(x, 0.25, axis=axis)
+
+
+def bootstrap_interval(
+    scores: ArrayLike,
+    statistic: Callable[..., Any] = iqm,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Return a statistic of the scores and its stratified percentile bootstrap interval.
+
+    A resample draws as many runs as there are, with replacement, for each task on its own
+    (the tasks are the strata), and takes the statistic over all its runs and tasks.
+
+    Parameters
+    ----------
+    scores : ``(runs,)`` or ``(runs, tasks)``, at least 2 runs
+    statistic : callable
+        Called as ``statistic(pooled, axis=-1)``: :func:`iqm`, ``numpy.mean``, ``numpy.median``, …
+    confidence : float in (0, 1)
+    resamples : int
+        Number of bootstrap resamples.
+    seed : int
+        The same seed gives the same interval.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 2 runs, a score is not finite, or the shape is another.
+    """
+    table = _scores(scores, "scores")
+    runs, tasks = table.shape
+    rng = np.random.default_rng(seed)
+    draws = [
+        # one index per resample, run and task: that it differs between tasks is the stratification
+        statistic(
+            table[rng.integers(runs, size=(n, runs, tasks)), np.arange(tasks)].reshape(n, -1),
+            axis=-1,
+        )
+        for n in _chunks(resamples, table.size)
+    ]
+    low, high = _ends(np.concatenate(draws), confidence)
+    return Interval(float(statistic(table.reshape(-1), axis=-1)), float(low), float(high))
+
+
+def pointwise_interval(
+    curves: ArrayLike,
+    statistic: Callable[..., Any] = iqm,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Band:
+    """Return a statistic over runs, with its bootstrap interval, at each point of learning curves.
+
+    Whole runs are resampled, so every point uses the same draws. The band holds point by point, not
+    for all points at once.
+
+    Parameters
+    ----------
+    curves : ``(runs, points)``, at least 2 runs
+    statistic, confidence, resamples, seed
+        As in :func:`bootstrap_interval`; the statistic is called with ``axis=1`` on
+        ``(resamples, runs, points)``.
+    """
+    table = _scores(curves, "curves", dimensions=(2,))
+    runs = len(table)
+    rng = np.random.default_rng(seed)
+    draws = [
+        statistic(table[rng.integers(runs, size=(n, runs))], axis=1)
+        for n in _chunks(resamples, table.size)
+    ]
+    low, high = _ends(np.concatenate(draws), confidence)
+    return Band(np.asarray(statistic(table, axis=0)), low, high)
+
+
+def steps_to_threshold(
+    steps: ArrayLike, curves: ArrayLike, threshold: float, window: int = 1
+) -> np.ndarray:
+    """Return, for each run, the step at which its curve first reaches the threshold.
+
+    Reached means: the mean of the last ``window`` points is at least ``threshold``. What the curve
+    does later is not asked. A run that never gets there has ``inf``, so that medians and ranks over
+    runs remain right.
+
+    Parameters
+    ----------
+    steps : ``(points,)``, increasing
+        Environment steps at which the curves were read.
+    curves : ``(runs, points)``
+    threshold : float
+    window : int
+        Number of points averaged; the first ``window - 1`` points cannot reach the threshold.
+
+    Returns
+    -------
+    ``(runs,)`` float array of steps, ``inf`` where never reached.
+    """
+    table = _scores(curves, "curves", dimensions=(2,), least=1)
+    at = np.asarray(steps, float)
+    if at.shape != table.shape[1:]:
+        raise ValueError(f"steps must have shape {table.shape[1:]} like a curve, got {at.shape}")
+    if not (np.diff(at) > 0).all():
+        raise ValueError("steps must increase")
+    if not 1 <= window <= len(at):
+        raise ValueError(f"window must be between 1 and the {len(at)} points, got {window}")
+    means = np.lib.stride_tricks.sliding_window_view(table, window, axis=1).mean(-1)
+    reached = means >= threshold
+    return np.where(reached.any(1), at[window - 1 :][reached.argmax(1)], np.inf)
+
+
+def probability_of_improvement(
+    x: ArrayLike, y: ArrayLike, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Return how likely a run of X scores higher than a run of Y, with a bootstrap interval.
+
+    ``P(X > Y) + P(X = Y) / 2`` over all pairs of runs, averaged over tasks: the Mann–Whitney U
+    divided by the number of pairs. Runs of each algorithm are resampled within each task.
+
+    Parameters
+    ----------
+    x, y : ``(runs,)`` or ``(runs, tasks)``
+        The numbers of runs may differ, the tasks not.
+    """
+    x_table, y_table = _scores(x, "x"), _scores(y, "y")
+    if x_table.shape[1] != y_table.shape[1]:
+        raise ValueError(f"x has {x_table.shape[1]} tasks, y has {y_table.shape[1]}")
+    # (tasks, runs of x, runs of y): 1 for a win, 1/2 for a tie
+    wins = (np.sign(x_table.T[:, :, None] - y_table.T[:, None, :]) + 1) / 2
+    rng = np.random.default_rng(seed)
+    draws = [
+        np.einsum(
+            "rtx,txy,rty->r",
+            _counts(rng, n, x_table),
+            wins,
+            _counts(rng, n, y_table),
+            optimize=True,
+        )
+        for n in _chunks(resamples, x_table.size + y_table.size)
+    ]
+    low, high = _ends(np.concatenate(draws) / wins.size, confidence)
+    return Interval(float(wins.mean()), float(low), float(high))
+
+
+def performance_profile(
+    scores: ArrayLike,
+    thresholds: ArrayLike,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Band:
+    """Return the share of runs that score above each threshold, with a pointwise bootstrap band.
+
+    The run-score distribution of the source (section 4.2): the share over all runs and tasks of
+    scores greater than τ, runs resampled within each task.
+
+    Parameters
+    ----------
+    scores : ``(runs,)`` or ``(runs, tasks)``
+    thresholds : ``(K,)``
+        The values of τ.
+
+    Returns
+    -------
+    Band of K points.
+    """
+    table, tau = _scores(scores, "scores"), np.asarray(thresholds, float)
+    if tau.ndim != 1 or tau.size == 0 or np.isnan(tau).any():
+        raise ValueError(f"thresholds must be a list of numbers, got {thresholds!r}")
+    above = (table.T[:, :, None] > tau).astype(float)  # (tasks, runs, K)
+    rng = np.random.default_rng(seed)
+    draws = [
+        np.einsum("rtn,tnk->rk", _counts(rng, n, table), above, optimize=True)
+        for n in _chunks(resamples, table.size + tau.size)
+    ]
+    low, high = _ends(np.concatenate(draws) / table.size, confidence)
+    return Band(above.mean((0, 1)), low, high)
+
+
+def compare(
+    x: ArrayLike, y: ArrayLike, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Comparison:
+    """Compare the scores of two algorithms on one task.
+
+    Parameters
+    ----------
+    x, y : ``(runs,)``, at least 2 runs each
+
+    Returns
+    -------
+    Comparison
+        Two-sided p-values of Welch's t-test and of the Mann–Whitney test, the probability that X
+        improves on Y, and the difference of the IQMs (X minus Y) with a bootstrap interval. Where
+        no score varies, Welch's p is the limit as the spread vanishes: 1 for equal scores, else 0.
+    """
+    a, b = (_scores(v, name, dimensions=(1,))[:, 0] for v, name in ((x, "x"), (y, "y")))
+    if np.ptp(a) == np.ptp(b) == 0:
+        welch = float(a[0] == b[0])
+    else:
+        moments = (f(v) for v in (a, b) for f in (np.mean, lambda v: v.std(ddof=1), len))
+        welch = float(stats.ttest_ind_from_stats(*moments, equal_var=False).pvalue)
+    rng = np.random.default_rng(seed)
+    draws = [
+        iqm(rng.choice(a, (n, len(a))), axis=1) - iqm(rng.choice(b, (n, len(b))), axis=1)
+        for n in _chunks(resamples, a.size + b.size)
+    ]
+    low, high = _ends(np.concatenate(draws), confidence)
+    return Comparison(
+        welch,
+        float(stats.mannwhitneyu(a, b).pvalue),
+        probability_of_improvement(a, b, confidence, resamples, seed),
+        Interval(float(iqm(a) - iqm(b)), float(low), float(high)),
+    )
+
+
+def summary(returns: ArrayLike, confidence: float = 0.95, seed: int = 0) -> dict[str, Any]:
+    """Return the figures that describe one evaluation, ready for JSON.
+
+    Parameters
+    ----------
+    returns : ``(episodes,)``
+
+    Returns
+    -------
+    dict
+        ``mean``, ``std`` (with n - 1), ``iqm``, ``interval`` (``[low, high]``, bootstrap, of the
+        IQM) and ``episodes``. One episode has no spread: its ``std`` and ``interval`` are None.
+    """
+    x = _scores(returns, "returns", dimensions=(1,), least=1)[:, 0]
+    spread: dict[str, Any] = {"std": None, "interval": None}
+    if len(x) > 1:
+        interval = bootstrap_interval(x, confidence=confidence, seed=seed)
+        spread = {"std": float(x.std(ddof=1)), "interval": [interval.low, interval.high]}
+    return {"mean": float(x.mean()), "iqm": float(iqm(x)), **spread, "episodes": len(x)}
+
+
+def _scores(
+    values: ArrayLike, name: str, dimensions: tuple[int, ...] = (1, 2), least: int = 2
+) -> np.ndarray:
+    """Return finite scores as a ``(runs, tasks)`` table, or say what is wrong with them."""
+    x = np.asarray(values, float)
+    if x.ndim not in dimensions:
+        shapes = " or ".join({1: "(runs,)", 2: "(runs, columns)"}[d] for d in dimensions)
+        raise ValueError(f"{name} must have shape {shapes}, got {x.shape}")
+    if x.size == 0 or len(x) < least:
+        raise ValueError(f"{name} needs at least {least} runs, got shape {x.shape}")
+    bad = ~np.isfinite(x)
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(f"{name} must be finite, found {x[where]} at index {where}")
+    return x.reshape(len(x), -1)
+
+
+def _counts(rng: np.random.Generator, resamples: int, table: np.ndarray) -> np.ndarray:
+    """Return how often each run is drawn within its task, ``(resamples, tasks, runs)`` floats.
+
+    Such counts are multinomial; with them a sum over a resample is a product of matrices.
+    """
+    runs, tasks = table.shape
+    return rng.multinomial(runs, np.full(runs, 1 / runs), (resamples, tasks)).astype(float)
+
+
+def _chunks(resamples: int, size: int) -> list[int]:
+    """Split the resamples so that a chunk of them, ``size`` numbers each, stays small."""
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    step = max(1, _CHUNK // size)
+    return [min(step, resamples - start) for start in range(0, resamples, step)]
+
+
+def _ends(draws: np.ndarray, confidence: float) -> np.ndarray:
+    """Return the two percentiles that enclose the share ``confidence`` of the draws (axis 0)."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    return np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)

@@ -1,0 +1,248 @@
+"""Experiments: settings times seeds, run wherever joblib can, kept with all that made them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+
+from marl_lib.config import ConfigError, choice, from_mapping, read_yaml, require, to_mapping
+from marl_lib.envs.gridworld import BatchedGridWorld
+from marl_lib.planning import Planner, random_actions
+from marl_lib.rollout import play
+from marl_lib.runs import (
+    CONFIGS,
+    RunConfig,
+    find_config,
+    make_trainer,
+    provenance,
+    run_config,
+    shipped,
+    world_maker,
+)
+from marl_lib.training import EVALUATION_SEED
+
+REFERENCES = ("planner", "random")
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """An experiment: one configuration, varied.
+
+    Parameters
+    ----------
+    config : str
+        The configuration all settings start from, by name or path.
+    settings : dict of label to overrides
+        Each label is one curve; its overrides lie over the configuration.
+    seeds : int
+        Seeds 0 to ``seeds - 1`` of each setting.
+    references : tuple of {"planner", "random"}
+        Policies judged on the same worlds, without learning.
+    description : str
+    """
+
+    config: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    seeds: int = 10
+    references: tuple[str, ...] = ()
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        require(self.seeds >= 1, "seeds", self.seeds, "at least 1")
+        for name in self.references:
+            choice("reference", name, REFERENCES)
+
+
+def shipped_experiments() -> dict[str, Path]:
+    """Return the experiments that come with the library, by name."""
+    return shipped(CONFIGS / "experiments")
+
+
+def find_experiment(name_or_path: str) -> tuple[str, ExperimentConfig]:
+    """Return name and configuration of an experiment that ships, or of a file."""
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = shipped_experiments()[choice("experiment", name_or_path, shipped_experiments())]
+    return path.stem, from_mapping(ExperimentConfig, read_yaml(path))
+
+
+def run_experiment(
+    name_or_path: str,
+    results: str | Path,
+    *,
+    overrides: dict[str, Any] | None = None,
+    seeds: int | None = None,
+    per_process: int | None = None,
+    n_jobs: int = 1,
+    overwrite: bool = False,
+    command: str | None = None,
+) -> list[Path]:
+    """Run every setting with every seed and write one JSON file for each.
+
+    The work is handed to joblib, so ``joblib.parallel_config(backend="dask")`` around this call
+    runs it on a Dask cluster.
+
+    Parameters
+    ----------
+    name_or_path : str
+        An experiment that ships with the library, or a YAML file.
+    results : path
+        Files go to ``results/<experiment>/<label>-<seed>.json``, when all runs have ended.
+    overrides : dict
+        Laid over every setting.
+    seeds : int or None
+        Number of seeds; ``None`` takes the experiment's.
+    per_process : int or None
+        Replicates trained side by side in one process; ``None`` for all seeds of a setting.
+    n_jobs : int
+        Processes.
+    overwrite : bool
+        Allow files of an earlier run to be replaced.
+    command : str or None
+        What to record as the command that makes the result again.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is wrong (before anything runs) or results exist already.
+    """
+    name, experiment = find_experiment(name_or_path)
+    folder = Path(results) / name
+    if not overwrite and any(folder.glob("*.json")):
+        raise ConfigError(f"{folder} already holds results; pass --overwrite to replace them")
+    count = experiment.seeds if seeds is None else seeds
+    size = min(per_process or count, count)
+    base = find_config(experiment.config)
+    configs = {
+        label: run_config(base, varied or {}, overrides or {})
+        for label, varied in experiment.settings.items()
+    }
+    units = [
+        (label, _with_seeds(config, first, min(size, count - first)))
+        for label, config in configs.items()
+        for first in range(0, count, size)
+    ]
+    records = joblib.Parallel(n_jobs=n_jobs)(joblib.delayed(run_setting)(*unit) for unit in units)
+    found = [record for several in records for record in several]
+    found += [_reference(r, run_config(base, overrides or {})) for r in experiment.references]
+    made_by = command or f"marl experiment {name_or_path}"
+    extra = {"experiment": name, "command": made_by, **provenance()}
+    return [_write(folder, {**extra, **record}) for record in found]
+
+
+def _with_seeds(config: RunConfig, first: int, count: int) -> RunConfig:
+    values = to_mapping(config) | {"seed": first, "replicates": count}
+    return from_mapping(type(config), values)
+
+
+def run_setting(label: str, config: RunConfig) -> list[dict[str, Any]]:
+    """Train one setting with the seeds of ``config``; return one record a seed."""
+    result = make_trainer(config, progress=sys.stderr.isatty()).train()
+    return [
+        {
+            "algorithm": label,
+            "env": config.env,
+            "seed": seed,
+            "config": to_mapping(config),
+            "curve": {"steps": result.curve.steps}
+            | {k: result.curve.array(k)[i].tolist() for k in result.curve.values},
+            "evaluation": {k: v[i].tolist() for k, v in result.final.items()},
+            "wall_clock_seconds": round(result.seconds, 2),
+            "replicates_in_process": config.replicates,
+            "device": config.device,
+        }
+        for i, seed in enumerate(config.seeds)
+    ]
+
+
+def _reference(name: str, config: RunConfig) -> dict[str, Any]:
+    """Judge a policy that does not learn on the worlds the learners are judged on."""
+    world = world_maker(config)(config.final_episodes)
+    if name == "planner":
+        if not isinstance(world, BatchedGridWorld):
+            raise ConfigError(f"there is no planner for {config.env}")
+        policy: Any = Planner(world)
+    else:
+        policy = random_actions(world)
+    episodes = play(world, policy, EVALUATION_SEED)
+    figures = {
+        "episode_return": episodes.returns,
+        "episode_length": episodes.lengths,
+        **episodes.metrics,
+    }
+    return {
+        "algorithm": name,
+        "env": config.env,
+        "seed": 0,
+        "config": to_mapping(config),
+        "evaluation": {k: v.tolist() for k, v in figures.items()},
+        "device": "cpu",
+    }
+
+
+def _write(folder: Path, record: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{record['algorithm']}-{record['seed']}.json"
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(_rounded(record), indent=1) + "\n")
+    part.replace(path)
+    return path
+
+
+def _rounded(value: Any) -> Any:
+    """Return nested values with floats to 6 figures: files stay small and differences readable."""
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def results_folder() -> Path:
+    """Return the folder of recorded results: of the repository, else of the installed package.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is neither.
+    """
+    package = Path(__file__).parent
+    for folder in (package.parent / "book" / "results", package / "_results"):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError("no recorded results: they come with the repository or the package")
+
+
+def load_results(experiment: str, folder: str | Path | None = None) -> dict[str, list[dict]]:
+    """Return the recorded runs of an experiment: label -> records in the order of their seeds.
+
+    Raises
+    ------
+    ConfigError
+        If nothing was recorded under that name; the message lists what was.
+    """
+    folder = results_folder() if folder is None else Path(folder)
+    known = sorted(p.name for p in folder.iterdir() if any(p.glob("*.json")))
+    runs: dict[str, list[dict]] = {}
+    for path in (folder / choice("recorded experiment", experiment, known)).glob("*.json"):
+        record = json.loads(path.read_text())
+        runs.setdefault(record["algorithm"], []).append(record)
+    return {label: sorted(runs[label], key=lambda r: r["seed"]) for label in sorted(runs)}
+
+
+def curves(records: Sequence[dict], name: str = "episode_return") -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps (points,) and one figure over training (runs, points) of some records."""
+    return np.array(records[0]["curve"]["steps"]), np.array([r["curve"][name] for r in records])
+
+
+def final_scores(records: Sequence[dict], name: str = "episode_return") -> np.ndarray:
+    """Return one figure's mean over the final episodes of each run, (runs,)."""
+    return np.array([np.mean(r["evaluation"][name]) for r in records])

@@ -1,0 +1,160 @@
+"""Experience replay: one ring over time, for many environments and replicates at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from marl_lib.seeding import RandomStreams
+
+Fields = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+class Replay:
+    """A ring buffer of shape (time, environments), from which each replicate draws its own rows.
+
+    A transition is stored as it happened: ``obs``, ``action``, ``reward``, ``next_obs`` (before
+    any reset), ``terminated`` and ``truncated``. Terminal transitions are kept and drawn like any
+    other. Time is kept in order, so that n-step returns and sequences are cut from the ring when
+    drawn.
+
+    Parameters
+    ----------
+    capacity : int
+        Transitions kept for each replicate (Lin 1992).
+    num_envs : int
+        B, environments of one replicate.
+    seeds : sequence of int
+        One for each of R replicates.
+    fields : mapping of name to (shape, dtype)
+        What is stored besides ``reward``, ``terminated`` and ``truncated``, per environment.
+    reward_shape : tuple of int
+        ``(N,)`` for a reward per agent.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        num_envs: int,
+        seeds: Sequence[int],
+        fields: Fields,
+        reward_shape: tuple[int, ...] = (),
+        device: str | torch.device = "cpu",
+    ):
+        if capacity < num_envs:
+            raise ValueError(
+                f"a replay of {capacity} transitions cannot hold a step of {num_envs} environments"
+            )
+        self.capacity = capacity // num_envs  # steps of time
+        self.num_envs, self.replicates = num_envs, len(seeds)
+        self.size = self.head = 0  # steps held; where the next one goes
+        self.streams = RandomStreams(seeds, 1, "replay")
+        rows = self.replicates * num_envs
+        always: Fields = {
+            "reward": (reward_shape, torch.float32),
+            "terminated": ((), torch.bool),
+            "truncated": ((), torch.bool),
+        }
+        self.data = {
+            name: torch.zeros((self.capacity, rows, *shape), dtype=dtype, device=device)
+            for name, (shape, dtype) in {**fields, **always}.items()
+        }
+        self._first_row = torch.arange(self.replicates, device=device)[:, None] * num_envs  # (R, 1)
+
+    def __len__(self) -> int:
+        return self.size * self.num_envs
+
+    def add(self, **values: Any) -> None:
+        """Store one step of all R × B environments; every field, as an array (R × B, ...)."""
+        if values.keys() != self.data.keys():
+            raise ValueError(f"expected the fields {sorted(self.data)}, got {sorted(values)}")
+        for name, value in values.items():
+            self.data[name][self.head] = torch.as_tensor(value)
+        self.head = (self.head + 1) % self.capacity
+        self.size = min(self.size + 1, self.capacity)
+
+    def _draw(self, batch_size: int, length: int) -> tuple[Tensor, Tensor]:
+        """Return start times (as places in the ring) and rows, each (R, batch), uniformly."""
+        if self.size < length:
+            raise ValueError(f"the replay holds {self.size} steps, fewer than {length}")
+        uniform = torch.from_numpy(self.streams.uniform(2 * batch_size)).to(self._first_row.device)
+        age = (uniform[:, :batch_size] * (self.size - length + 1)).long()
+        start = (self.head - self.size + age) % self.capacity
+        row = self._first_row + (uniform[:, batch_size:] * self.num_envs).long()
+        return start, row
+
+    def _take(self, name: str, time: Tensor, row: Tensor) -> Tensor:
+        data = self.data[name]
+        return data.flatten(0, 1)[time * data.shape[1] + row]
+
+    def sample(self, batch_size: int, n_step: int = 1, gamma: float = 1.0) -> dict[str, Tensor]:
+        """Draw transitions, each looking up to ``n_step`` steps ahead.
+
+        Returns
+        -------
+        dict of tensors (R, batch, ...)
+            The stored fields; ``reward`` is the discounted sum of up to n rewards, ``next_obs``,
+            ``terminated`` (and any other field whose name begins with ``next_``) belong to the last
+            of these steps, and ``discount`` is γ to the number of steps, to be multiplied with the
+            value of ``next_obs``. The sum stops where an episode ends; only termination, not
+            truncation, makes that value zero.
+        """
+        start, row = self._draw(batch_size, n_step)
+        batch = {k: self._take(k, start, row) for k in self.data if not _at_the_end(k)}
+        batch["reward"] = self._take("reward", start, row)
+        batch["discount"] = torch.full(start.shape, gamma, device=start.device)
+        last = start
+        alive = torch.ones_like(start, dtype=torch.bool)
+        for k in range(1, n_step):
+            ended = self._take("terminated", last, row) | self._take("truncated", last, row)
+            alive = alive & ~ended
+            time = (start + k) % self.capacity
+            reward = self._take("reward", time, row)
+            weight = (alive * gamma**k).view(*alive.shape, *[1] * (reward.ndim - 2))
+            batch["reward"] = batch["reward"] + weight * reward
+            batch["discount"] = torch.where(alive, batch["discount"] * gamma, batch["discount"])
+            last = torch.where(alive, time, last)
+        batch |= {
+            k: self._take(k, last, row) for k in self.data if _at_the_end(k) and k != "reward"
+        }
+        return batch
+
+    def sample_sequences(self, batch_size: int, length: int) -> dict[str, Tensor]:
+        """Draw stretches of ``length`` successive steps.
+
+        Returns
+        -------
+        dict of tensors (R, batch, length, ...)
+            The stored fields, and ``first``: True where a new episode begins, so that a memory is
+            to be reset before that step.
+        """
+        start, row = self._draw(batch_size, length)
+        time = (start[..., None] + torch.arange(length, device=start.device)) % self.capacity
+        row = row[..., None].expand_as(time)
+        batch = {name: self._take(name, time, row) for name in self.data}
+        first = torch.zeros_like(time, dtype=torch.bool)
+        first[..., 1:] = (batch["terminated"] | batch["truncated"])[..., :-1]
+        batch["first"] = first
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the contents and the state of the draws."""
+        filled = {name: value[: self.size].clone() for name, value in self.data.items()}
+        streams = {k: torch.from_numpy(v) for k, v in self.streams.state_dict().items()}
+        return {"size": self.size, "head": self.head, "data": filled, "streams": streams}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where the replay that wrote ``state`` stood."""
+        self.size, self.head = state["size"], state["head"]
+        for name, value in state["data"].items():
+            self.data[name][: self.size] = value
+        self.streams.load_state_dict({k: np.asarray(v) for k, v in state["streams"].items()})
+
+
+def _at_the_end(name: str) -> bool:
+    """Whether an n-step draw takes the field from its last step."""
+    return name.startswith("next_") or name in ("reward", "terminated", "truncated")

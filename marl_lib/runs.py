@@ -1,0 +1,262 @@
+"""One training run: its configuration, its folder, and what is kept of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from marl_lib.algorithms.dqn import DQN, DQNConfig
+from marl_lib.config import ConfigError, choice, from_mapping, read_yaml, require, to_mapping
+from marl_lib.envs import ENVS, BatchedParallelEnv, make
+from marl_lib.seeding import check_seed
+from marl_lib.training import (
+    LoopConfig,
+    MakeEnv,
+    OffPolicyTrainer,
+    TrainingResult,
+    load_checkpoint,
+)
+
+CONFIGS = Path(__file__).parent / "configs"
+
+ALGORITHMS: dict[str, tuple[type, type]] = {"dqn": (DQN, DQNConfig)}
+
+
+@dataclass(frozen=True)
+class RunConfig(LoopConfig):
+    """What is trained on what, for how long.
+
+    The dataclass of a particular run (:func:`run_config_type`) adds ``env_options`` and a section
+    named like the algorithm.
+
+    Parameters
+    ----------
+    env, algorithm : str
+        See ``marl list``.
+    seed : int
+        The first seed.
+    replicates : int
+        Seeds ``seed``, ``seed + 1``, ... trained side by side in one process.
+    num_envs : int
+        Environments of each replicate.
+    device : str
+        "cpu", "cuda", ...
+    threads : int or None
+        Of torch; one is fastest for small networks. ``None`` leaves torch's choice.
+    """
+
+    env: str = "GridWorld"
+    algorithm: str = "dqn"
+    seed: int = 0
+    replicates: int = 1
+    num_envs: int = 64
+    device: str = "cpu"
+    threads: int | None = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        for name in ("replicates", "num_envs", *LoopConfig.__dataclass_fields__):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.seed >= 0, "seed", self.seed, "at least 0")
+        if self.threads is not None:
+            require(self.threads >= 1, "threads", self.threads, "at least 1 or null")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            cause = str(error).splitlines()[0]
+            raise ConfigError(f"device {self.device!r} cannot be used: {cause}") from None
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the replicates."""
+        return [check_seed(self.seed) + i for i in range(self.replicates)]
+
+
+def run_config_type(env: str, algorithm: str) -> type[RunConfig]:
+    """Return the dataclass of runs of ``algorithm`` on ``env``, with their own sections.
+
+    Raises
+    ------
+    ConfigError
+        If either name is unknown.
+    """
+    options = ENVS[choice("environment", env, ENVS)].options
+    settings = ALGORITHMS[choice("algorithm", algorithm, ALGORITHMS)][1]
+    return dataclasses.make_dataclass(
+        "RunConfig",
+        [
+            ("env_options", options, dataclasses.field(default_factory=options)),
+            (algorithm, settings, dataclasses.field(default_factory=settings)),
+        ],
+        bases=(RunConfig,),
+        namespace={"__doc__": RunConfig.__doc__},
+        frozen=True,
+    )
+
+
+def shipped(folder: Path = CONFIGS) -> dict[str, Path]:
+    """Return the configurations that come with the library, by name."""
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_config(name_or_path: str) -> dict[str, Any]:
+    """Return a configuration by the name it ships under, or from a file."""
+    if Path(name_or_path).suffix in (".yaml", ".yml"):
+        return read_yaml(name_or_path)
+    return read_yaml(shipped()[choice("configuration", name_or_path, shipped())])
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return mappings laid over each other, sections key by key."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+                value = merge(merged[key], value)
+            merged[key] = value
+    return merged
+
+
+def run_config(*layers: Mapping[str, Any]) -> RunConfig:
+    """Build the configuration of a run from mappings, later ones over earlier ones.
+
+    What no layer says comes from the configuration shipped for that world and algorithm, if there
+    is one (``gridworld-dqn`` for DQN on the grid world), else from the defaults.
+    """
+    given = merge(*layers)
+    env, algorithm = given.get("env", RunConfig.env), given.get("algorithm", RunConfig.algorithm)
+    kind = run_config_type(env, algorithm)
+    name = f"{env}-{algorithm}".lower()
+    base = read_yaml(shipped()[name]) if name in shipped() else {}
+    return from_mapping(kind, merge(base, given))
+
+
+def world_maker(config: RunConfig, autoreset: bool = True) -> MakeEnv:
+    """Return ``make_env(num_envs)`` for the world of a run."""
+    options = config.env_options  # type: ignore[attr-defined]
+    return partial(_make, config.env, options, autoreset)
+
+
+def _make(env: str, options: Any, autoreset: bool, num_envs: int) -> BatchedParallelEnv:
+    return make(env, num_envs, options, autoreset)  # a function of the module, so it pickles
+
+
+def build_learner(config: RunConfig, env: BatchedParallelEnv) -> Any:
+    """Return the untrained learner of a run; ``env`` is any batch of its world."""
+    algorithm, _ = ALGORITHMS[config.algorithm]
+    _, info = env.reset(seed=0)
+    return algorithm(
+        env.obs_dim,
+        env.n_actions,
+        env.n_agents,
+        config.num_envs,
+        config.seeds,
+        getattr(config, config.algorithm),
+        action_masks="action_mask" in info,
+        device=config.device,
+    )
+
+
+def make_trainer(
+    config: RunConfig, folder: Path | None = None, progress: bool = True
+) -> OffPolicyTrainer:
+    """Return the trainer of a run, ready to start or to resume."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    make_env = world_maker(config)
+    learner = build_learner(config, make_env(1))
+    return OffPolicyTrainer(make_env, learner, config, folder, progress)
+
+
+def train(config: RunConfig, folder: str | Path, progress: bool = True) -> TrainingResult:
+    """Train in a new folder: config.yaml, log.jsonl, tensorboard/, checkpoint.pt, summary.json.
+
+    Raises
+    ------
+    ConfigError
+        If the folder already holds a run.
+    """
+    folder = Path(folder)
+    if (folder / "config.yaml").exists():
+        raise ConfigError(
+            f"{folder} already holds a run; resume it with `marl train --resume {folder}` "
+            "or choose another --folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = make_trainer(config, folder, progress)
+    (folder / "config.yaml").write_text(yaml.safe_dump(to_mapping(config), sort_keys=False))
+    trainer.save()  # so that a run stopped at any time can be resumed
+    return _finish(trainer, folder)
+
+
+def resume(folder: str | Path, progress: bool = True) -> TrainingResult:
+    """Go on with the run in ``folder`` from its checkpoint, to the same end as without a break."""
+    folder = Path(folder)
+    trainer = make_trainer(load_config(folder), folder, progress)
+    trainer.resume()
+    return _finish(trainer, folder)
+
+
+def _finish(trainer: OffPolicyTrainer, folder: Path) -> TrainingResult:
+    result = trainer.train()
+    (folder / "summary.json").write_text(json.dumps(result.summary(), indent=2) + "\n")
+    return result
+
+
+def load_config(folder: str | Path) -> RunConfig:
+    """Return the configuration of the run in ``folder``."""
+    values = read_yaml(Path(folder) / "config.yaml")
+    kind = run_config_type(values.get("env", RunConfig.env), values.get("algorithm", ""))
+    return from_mapping(kind, values)
+
+
+def load_learner(folder: str | Path) -> tuple[RunConfig, Any]:
+    """Return the configuration and the trained learner of the run in ``folder``."""
+    config = load_config(folder)
+    learner = build_learner(config, world_maker(config)(1))
+    learner.load_state_dict(load_checkpoint(Path(folder) / "checkpoint.pt")["learner"])
+    return config, learner
+
+
+def provenance() -> dict[str, Any]:
+    """Return what a result depends on beside its configuration: code, packages, machine, day."""
+    packages = ("marl-lib", "torch", "numpy", "gymnasium", "pettingzoo")
+    return {
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in packages},
+        "machine": f"{platform.machine()}, {_processor()}, {torch.get_num_threads()} torch threads",
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _commit() -> str:
+    """Return the commit the library was run from, with + if files differ from it."""
+    here = Path(__file__).parent
+    git = partial(subprocess.run, capture_output=True, text=True, cwd=here)
+    found = git(["git", "rev-parse", "--short=12", "HEAD"])
+    if found.returncode:
+        return f"release {importlib.metadata.version('marl-lib')}"
+    changed = git(["git", "status", "--porcelain", "--", str(here)]).stdout.strip()
+    return found.stdout.strip() + ("+" if changed else "")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown processor"
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} × {names[0]}" if names else platform.processor() or "unknown processor"

@@ -1,0 +1,367 @@
+"""Training loops: learners and worlds in, curves, logs and checkpoints out."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from marl_lib.config import require
+from marl_lib.envs.base import BatchedParallelEnv
+from marl_lib.evaluation import summary
+from marl_lib.rollout import Episodes, Policy, play
+
+MakeEnv = Callable[[int], BatchedParallelEnv]
+
+EVALUATION_SEED = 1_000_003  # the worlds every learner is judged on; no training seed is this large
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss was not finite; the message names the step and the seed."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; the message names the file and the cause."""
+
+
+class Learner(Protocol):
+    """What the off-policy loop asks of an algorithm; R × B rows throughout."""
+
+    seeds: list[int]
+    num_envs: int
+
+    def act(self, obs: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+        """Return exploring actions."""
+
+    def policy(self) -> Policy:
+        """Return the policy to be judged."""
+
+    def observe(
+        self,
+        obs: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        next_obs: np.ndarray,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+        info: dict[str, Any],
+    ) -> None:
+        """Take in one step of all environments."""
+
+    def update(self) -> dict[str, np.ndarray]:
+        """Learn if it is time to; return figures (R,), ``loss`` among them."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that learning depends on."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Settings of a training loop; steps are environment steps of one replicate.
+
+    Parameters
+    ----------
+    timesteps : int
+    eval_every : int
+        Steps between evaluations of the greedy policy; there is one at the start and at the end too.
+    eval_episodes : int
+        Episodes of each.
+    final_episodes : int
+        Episodes of the last evaluation, which the summary is made from.
+    checkpoint_every : int
+        Steps between checkpoints, when training has a folder; one is written at the end too.
+    """
+
+    timesteps: int = 100_000
+    eval_every: int = 10_000
+    eval_episodes: int = 32
+    final_episodes: int = 100
+    checkpoint_every: int = 50_000
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        for name in self.__dataclass_fields__:
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+
+
+@dataclass
+class Curve:
+    """Evaluations over training: points in time by replicates.
+
+    Attributes
+    ----------
+    steps : list of int, (points,)
+    values : dict of name to list of (R,) lists
+        ``episode_return`` and whatever else the world measures, means over the episodes.
+    """
+
+    steps: list[int] = field(default_factory=list)
+    values: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    def add(self, steps: int, figures: Mapping[str, np.ndarray]) -> None:
+        """Append one point; figures are (R,)."""
+        self.steps.append(steps)
+        for name, value in figures.items():
+            self.values.setdefault(name, []).append([float(v) for v in value])
+
+    def array(self, name: str = "episode_return") -> np.ndarray:
+        """Return one figure as an array (R, points)."""
+        return np.array(self.values[name]).T
+
+
+@dataclass
+class TrainingResult:
+    """What training came to.
+
+    Attributes
+    ----------
+    curve : Curve
+    final : dict of name to array (R, episodes)
+        ``episode_return``, ``episode_length`` and the world's own figures, of the last evaluation.
+    steps : int
+        Environment steps of one replicate.
+    seconds : float
+        Wall-clock time of training, evaluations included; summed over resumed parts.
+    """
+
+    curve: Curve
+    final: dict[str, np.ndarray]
+    steps: int
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """Return the final evaluation over all replicates in a few figures."""
+        figures = summary(self.final["episode_return"].ravel())
+        return {**figures, "environment_steps": self.steps, "seconds": round(self.seconds, 2)}
+
+
+def evaluate(
+    make_env: MakeEnv, policy: Policy, replicates: int, episodes: int, seed: int = EVALUATION_SEED
+) -> dict[str, np.ndarray]:
+    """Judge a policy of R replicates, each on the same worlds.
+
+    Returns
+    -------
+    dict of arrays (R, episodes)
+        ``episode_return`` (of the team), ``episode_length`` and the world's own figures.
+    """
+    env = make_env(replicates * episodes)
+    result: Episodes = play(env, policy, [seed] * replicates)
+    figures = {"episode_return": result.returns, "episode_length": result.lengths, **result.metrics}
+    return {name: value.reshape(replicates, episodes) for name, value in figures.items()}
+
+
+class OffPolicyTrainer:
+    """The off-policy loop: act, step, store, learn; evaluate, log and checkpoint on the way.
+
+    Parameters
+    ----------
+    make_env : callable
+        ``make_env(num_envs)`` returns a fresh batched world.
+    learner : Learner
+        With R = ``len(learner.seeds)`` replicates on ``learner.num_envs`` environments each.
+    config : LoopConfig
+    folder : path or None
+        Where log.jsonl, TensorBoard events and the checkpoint go; ``None`` keeps nothing.
+    progress : bool
+        Show a progress bar.
+    """
+
+    def __init__(
+        self,
+        make_env: MakeEnv,
+        learner: Learner,
+        config: LoopConfig,
+        folder: str | Path | None = None,
+        progress: bool = True,
+    ):
+        self.make_env, self.learner, self.config = make_env, learner, config
+        self.replicates = len(learner.seeds)
+        self.env = make_env(self.replicates * learner.num_envs)
+        self.log = RunLog(Path(folder)) if folder is not None else None
+        self.progress = progress
+        self.steps, self.seconds = 0, 0.0
+        self.curve = Curve()
+        self.metrics: dict[str, np.ndarray] = {}  # of the last update, (R,) each
+        self.obs, self.info = self.env.reset(seed=learner.seeds)
+
+    def train(self) -> TrainingResult:
+        """Run until ``timesteps``; from the checkpoint on, if one was loaded."""
+        c, started = self.config, time.monotonic() - self.seconds
+        with tqdm(
+            total=c.timesteps, initial=self.steps, disable=not self.progress, unit="step"
+        ) as bar:
+            while self.steps < c.timesteps:
+                if self._due(c.eval_every):
+                    self._evaluate(bar)
+                self._step()
+                bar.update(self.learner.num_envs)
+                if self._due(c.checkpoint_every) and self.steps < c.timesteps:
+                    self.seconds = time.monotonic() - started
+                    self.save()
+            if not self.curve.steps or self.curve.steps[-1] < self.steps:
+                self._evaluate(bar)
+        final = evaluate(self.make_env, self.learner.policy(), self.replicates, c.final_episodes)
+        self.seconds = time.monotonic() - started
+        self.save()
+        return TrainingResult(self.curve, final, self.steps, self.seconds)
+
+    def _due(self, every: int) -> bool:
+        """Whether a multiple of ``every`` was passed in the last step."""
+        return self.steps % every < self.learner.num_envs
+
+    def _step(self) -> None:
+        action = self.learner.act(self.obs, self.info)
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.learner.observe(
+            self.obs, action, reward, info["final_obs"], terminated, truncated, info
+        )
+        self.obs, self.info = obs, info
+        self.steps += self.learner.num_envs
+        self.metrics = self.learner.update() or self.metrics
+        self._check_finite()
+
+    def _check_finite(self) -> None:
+        for name, value in self.metrics.items():
+            if not np.isfinite(value).all():
+                seed = self.learner.seeds[int(np.flatnonzero(~np.isfinite(value))[0])]
+                kept = f"; the last good state is in {self.log.checkpoint}" if self.log else ""
+                raise TrainingDiverged(
+                    f"{name} of seed {seed} is not finite at step {self.steps}{kept}"
+                )
+
+    def _evaluate(self, bar: tqdm) -> None:
+        policy, episodes = self.learner.policy(), self.config.eval_episodes
+        figures = evaluate(self.make_env, policy, self.replicates, episodes)
+        means = {name: value.mean(1) for name, value in figures.items()}
+        self.curve.add(self.steps, means)
+        bar.set_postfix({"return": f"{means['episode_return'].mean():.2f}"})
+        if self.log:
+            self.log.write(self.steps, {**means, **self.metrics}, self.learner.seeds)
+
+    def save(self) -> None:
+        """Write the checkpoint atomically, if there is a folder."""
+        if self.log is None:
+            return
+        state = {
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "curve": {"steps": self.curve.steps, "values": self.curve.values},
+            "log_bytes": self.log.size(),
+            "torch": torch.get_rng_state(),
+            "metrics": _to_tensors(self.metrics),
+            "learner": self.learner.state_dict(),
+            "env": _to_tensors(self.env.state_dict()),
+            "obs": torch.as_tensor(self.obs),
+            "info": _to_tensors({k: v for k, v in self.info.items() if k == "action_mask"}),
+        }
+        save_checkpoint(state, self.log.checkpoint)
+
+    def resume(self) -> None:
+        """Load the folder's checkpoint, so that :meth:`train` goes on from it bit for bit."""
+        if self.log is None:
+            raise ValueError("nothing to resume: the trainer has no folder")
+        state = load_checkpoint(self.log.checkpoint)
+        self.steps, self.seconds = state["steps"], state["seconds"]
+        self.curve = Curve(**state["curve"])
+        self.metrics = {k: v.numpy() for k, v in state["metrics"].items()}
+        self.log.cut(state["log_bytes"], self.steps)
+        torch.set_rng_state(state["torch"])
+        self.learner.load_state_dict(state["learner"])
+        self.env.load_state_dict(state["env"])
+        self.obs = state["obs"].numpy()
+        self.info = {k: v.numpy() for k, v in state["info"].items()}
+
+
+class RunLog:
+    """The folder of one run: log.jsonl, TensorBoard events, checkpoint.pt."""
+
+    def __init__(self, folder: Path):
+        from torch.utils.tensorboard import SummaryWriter  # slow to import; only runs with a folder
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path, self.checkpoint = folder / "log.jsonl", folder / "checkpoint.pt"
+        self.folder = folder
+        self._make_writer = SummaryWriter
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, steps: int, figures: Mapping[str, np.ndarray], seeds: list[int]) -> None:
+        """Append one line: figures (R,) by name; TensorBoard gets one line a seed."""
+        row = {"step": steps} | {k: [float(x) for x in v] for k, v in figures.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in figures.items():
+            for seed, x in zip(seeds, value, strict=True):
+                self._writer.add_scalar(f"{name}/seed_{seed}", float(x), steps)
+        self._writer.flush()
+
+    def size(self) -> int:
+        """Return the bytes written to log.jsonl so far."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def cut(self, size: int, steps: int) -> None:
+        """Drop what was logged after a checkpoint, before going on from it."""
+        if self.path.exists():
+            with self.path.open("r+b") as file:
+                file.truncate(size)
+        self._writer = self._make_writer(str(self.folder / "tensorboard"), purge_step=steps)
+
+
+def _to_tensors(state: Any) -> Any:
+    """Return nested dicts of NumPy arrays as tensors, which load without running code."""
+    if isinstance(state, dict):
+        return {k: _to_tensors(v) for k, v in state.items()}
+    return torch.from_numpy(state) if isinstance(state, np.ndarray) else state
+
+
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write ``state`` so that a crash leaves the old file or the new one, never half of one.
+
+    Raises
+    ------
+    CheckpointError
+        If the disk is full or the place cannot be written; the old file is untouched.
+    """
+    part = path.with_suffix(".part")
+    try:
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        part.unlink(missing_ok=True)
+        cause = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise CheckpointError(f"cannot write the checkpoint {path}: {cause}") from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; it can hold tensors, numbers and text, but no code.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none, or it is damaged.
+    """
+    if not path.exists():
+        raise CheckpointError(f"there is no checkpoint at {path}")
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"the checkpoint {path} is damaged or not a checkpoint of this version"
+        ) from error

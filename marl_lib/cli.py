@@ -212,8 +212,8 @@ def _show_results(name: str, folder: str | Path | None) -> None:
     print(f"{'setting':<24}{'seeds':>6}{'IQM':>10}  95 % interval")
     for label, records in experiments.load_results(name, folder).items():
         figures = summary(experiments.final_scores(records))
-        low, high = figures["interval"]
-        print(f"{label:<24}{len(records):>6}{figures['iqm']:>10.3f}  [{low:.3f}, {high:.3f}]")
+        interval = _text(figures["interval"]) if figures["interval"] else "one run"
+        print(f"{label:<24}{len(records):>6}{figures['iqm']:>10.3f}  {interval}")
 
 
 def _print_summary(figures: dict[str, Any]) -> None:

@@ -28,8 +28,8 @@ _STYLE = """
 .marl-player { margin: 0 0 1rem; line-height: 1.4; }
 .marl-player [hidden], .marl-player[data-ready] .marl-still { display: none !important; }
 .marl-player img {
-  display: block; width: 100%; height: auto; margin: 0;
-  background: none !important; filter: none !important; padding: 0 !important;
+  display: block; width: 100%; height: auto; margin: 0; padding: 0 !important;
+  background: none !important; color: inherit !important; filter: none !important;
   border: 1px solid color-mix(in srgb, currentColor 20%, transparent) !important;
   border-radius: .4rem !important; box-sizing: border-box;
 }
@@ -44,6 +44,7 @@ _STYLE = """
 .marl-player :is(button, input):focus-visible {
   outline: 3px solid currentColor; outline-offset: -3px; box-shadow: none;
 }
+.marl-player input:focus-visible { outline-offset: 2px; }
 .marl-player svg { display: block; width: 100%; height: 100%; fill: currentColor; }
 .marl-player .marl-count {
   flex: none; min-width: 3.6em; text-align: right; font-size: .9em;

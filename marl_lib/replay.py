@@ -73,7 +73,11 @@ class Replay:
         if values.keys() != self.data.keys():
             raise ValueError(f"expected the fields {sorted(self.data)}, got {sorted(values)}")
         for name, value in values.items():
-            self.data[name][self.head] = torch.as_tensor(value)
+            place, value = self.data[name][self.head], torch.as_tensor(value)
+            if value.shape != place.shape:  # which would be spread over the rows in silence
+                shapes = f"{tuple(value.shape)}, expected {tuple(place.shape)}"
+                raise ValueError(f"{name} has shape {shapes}")
+            place.copy_(value)
         self.head = (self.head + 1) % self.capacity
         self.size = min(self.size + 1, self.capacity)
 
@@ -129,8 +133,8 @@ class Replay:
         Returns
         -------
         dict of tensors (R, batch, length, ...)
-            The stored fields, and ``first``: True where a new episode begins, so that a memory is
-            to be reset before that step.
+            The stored fields, and ``first``: True where a new episode begins within the stretch,
+            so that a memory is to be reset before that step.
         """
         start, row = self._draw(batch_size, length)
         time = (start[..., None] + torch.arange(length, device=start.device)) % self.capacity

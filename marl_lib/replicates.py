@@ -17,8 +17,8 @@ class Replicates:
 
     The network is a plain module for one copy. ``torch.func.vmap`` lifts it over the copies, so all
     of them cost a few products of stacked matrices. Since no copy sees another's parameters, the
-    gradient of the summed loss is each copy's own gradient. The buffer ``flat`` (with its gradient in
-    ``flat.grad``) makes the optimiser and a target network single operations.
+    gradient of the summed loss is each copy's own gradient. The buffer ``flat`` (with its gradient
+    in ``flat.grad``) makes the optimiser and a target network single operations.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class Replicates:
         assert self.flat.grad is not None
         self.flat.grad.zero_()
         loss.sum().backward()
-        grads = [g.flatten(1) for g in self.grads.values()]  # (G, size) each
+        grads = [g.view(len(self), -1) for g in self.grads.values()]  # (G, size) each
         norm = torch.stack([torch.linalg.vector_norm(g, dim=1) for g in grads]).norm(dim=0)
         if max_grad_norm is not None:
             scale = (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)[:, None]

@@ -75,7 +75,7 @@ class Recording:
 
 
 def record(env: BatchedParallelEnv, policy: Policy, seed: Seeds) -> Recording:
-    """Play one episode in environment 0 of a batch without autoreset and keep what it looked like."""
+    """Play an episode in environment 0 of a batch without autoreset and keep how it looked."""
     if env.autoreset:
         raise ValueError("record() needs a world made with autoreset=False")
     obs, info = env.reset(seed=seed)

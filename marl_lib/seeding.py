@@ -1,10 +1,10 @@
 """Random numbers that belong to a row of a batch, not to the batch.
 
 Every random decision in the library (where a world starts, when an agent explores, what is drawn
-from the replay) comes from a :class:`RandomStreams`: one independent stream per row. A row's numbers
-depend on its own seed and on how many it has drawn, never on how many rows stand beside it. So an
-environment behaves the same alone and in a batch of a thousand, and replicate 7 of ten equals a run
-of its seed alone.
+from the replay) comes from a :class:`RandomStreams`: one independent stream per row. A row's
+numbers depend on its own seed and on how many it has drawn, never on how many rows stand beside it.
+So an environment behaves the same alone and in a batch of a thousand, and replicate 7 of ten equals
+a run of its seed alone.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class RandomStreams:
         count = self._count[rows]
         steps = count[:, None] + np.arange(1, n + 1, dtype=np.uint64)
         self._count[rows] = count + np.uint64(n)
-        z = self._key[rows][:, None] + steps * _GAMMA
+        z: np.ndarray = self._key[rows][:, None] + steps * _GAMMA
         z = (z ^ (z >> np.uint64(30))) * _MIX_1
         z = (z ^ (z >> np.uint64(27))) * _MIX_2
         return z ^ (z >> np.uint64(31))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import time
@@ -12,6 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm.auto import tqdm
 
 from marl_lib.config import require
@@ -74,7 +78,7 @@ class LoopConfig:
     ----------
     timesteps : int
     eval_every : int
-        Steps between evaluations of the greedy policy; there is one at the start and at the end too.
+        Steps between evaluations of the greedy policy; there is one at start and end too.
     eval_episodes : int
         Episodes of each.
     final_episodes : int
@@ -162,6 +166,22 @@ def evaluate(
     return {name: value.reshape(replicates, episodes) for name, value in figures.items()}
 
 
+def reuse_memory() -> None:
+    """Ask the C library to keep freed memory for the next tensor instead of giving it back.
+
+    An update makes and frees tensors of a megabyte or so; giving their pages back and asking for
+    them again took a third of the time of ten replicates (12.3 ms an update, 8.1 ms without).
+    Does nothing where the C library is not glibc.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return
+    libc.mallopt(mmap_threshold, 32 << 20)
+    libc.mallopt(trim_threshold, 1 << 30)
+
+
 class OffPolicyTrainer:
     """The off-policy loop: act, step, store, learn; evaluate, log and checkpoint on the way.
 
@@ -186,6 +206,7 @@ class OffPolicyTrainer:
         folder: str | Path | None = None,
         progress: bool = True,
     ):
+        reuse_memory()
         self.make_env, self.learner, self.config = make_env, learner, config
         self.replicates = len(learner.seeds)
         self.env = make_env(self.replicates * learner.num_envs)
@@ -258,7 +279,7 @@ class OffPolicyTrainer:
             "steps": self.steps,
             "seconds": self.seconds,
             "curve": {"steps": self.curve.steps, "values": self.curve.values},
-            "log_bytes": self.log.size(),
+            "log_bytes": self.log.sizes(),
             "torch": torch.get_rng_state(),
             "metrics": _to_tensors(self.metrics),
             "learner": self.learner.state_dict(),
@@ -276,7 +297,7 @@ class OffPolicyTrainer:
         self.steps, self.seconds = state["steps"], state["seconds"]
         self.curve = Curve(**state["curve"])
         self.metrics = {k: v.numpy() for k, v in state["metrics"].items()}
-        self.log.cut(state["log_bytes"], self.steps)
+        self.log.cut(state["log_bytes"])
         torch.set_rng_state(state["torch"])
         self.learner.load_state_dict(state["learner"])
         self.env.load_state_dict(state["env"])
@@ -288,34 +309,37 @@ class RunLog:
     """The folder of one run: log.jsonl, TensorBoard events, checkpoint.pt."""
 
     def __init__(self, folder: Path):
-        from torch.utils.tensorboard import SummaryWriter  # slow to import; only runs with a folder
-
-        folder.mkdir(parents=True, exist_ok=True)
         self.path, self.checkpoint = folder / "log.jsonl", folder / "checkpoint.pt"
-        self.folder = folder
-        self._make_writer = SummaryWriter
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self.events = folder / "tensorboard" / "events.out.tfevents.run"
+        self.events.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self, steps: int, figures: Mapping[str, np.ndarray], seeds: list[int]) -> None:
         """Append one line: figures (R,) by name; TensorBoard gets one line a seed."""
         row = {"step": steps} | {k: [float(x) for x in v] for k, v in figures.items()}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        for name, value in figures.items():
-            for seed, x in zip(seeds, value, strict=True):
-                self._writer.add_scalar(f"{name}/seed_{seed}", float(x), steps)
-        self._writer.flush()
+        points = [
+            Summary.Value(tag=f"{name}/seed_{seed}", simple_value=float(x))
+            for name, value in figures.items()
+            for seed, x in zip(seeds, value, strict=True)
+        ]
+        # TensorBoard's own writer works in a thread, where a full disk cannot be caught.
+        with self.events.open("ab") as file:
+            out = RecordWriter(file)
+            if not file.tell():
+                out.write(Event(file_version="brain.Event:2").SerializeToString())
+            event = Event(step=steps, wall_time=time.time(), summary=Summary(value=points))
+            out.write(event.SerializeToString())
 
-    def size(self) -> int:
-        """Return the bytes written to log.jsonl so far."""
-        return self.path.stat().st_size if self.path.exists() else 0
+    def sizes(self) -> list[int]:
+        """Return the bytes written to the two logs so far."""
+        return [p.stat().st_size if p.exists() else 0 for p in (self.path, self.events)]
 
-    def cut(self, size: int, steps: int) -> None:
+    def cut(self, sizes: list[int]) -> None:
         """Drop what was logged after a checkpoint, before going on from it."""
-        if self.path.exists():
-            with self.path.open("r+b") as file:
-                file.truncate(size)
-        self._writer = self._make_writer(str(self.folder / "tensorboard"), purge_step=steps)
+        for path, size in zip((self.path, self.events), sizes, strict=True):
+            if path.exists():
+                os.truncate(path, min(size, path.stat().st_size))
 
 
 def _to_tensors(state: Any) -> Any:
@@ -343,9 +367,10 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+    except (OSError, RuntimeError) as error:  # torch hides a full disk behind its own complaint
         part.unlink(missing_ok=True)
-        cause = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        hidden = error if isinstance(error, OSError) else error.__context__
+        cause = getattr(hidden, "strerror", None) or str(error).splitlines()[0]
         raise CheckpointError(f"cannot write the checkpoint {path}: {cause}") from error
 
 

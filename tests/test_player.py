@@ -61,7 +61,7 @@ def test_many_colours_are_kept_nearly():
     shown = player([gradient], title="x")
     assert shown.mime == "image/webp"
     error = np.array(shown.still().convert("RGB")).astype(int) - gradient
-    assert np.abs(error).mean() < 4
+    assert np.abs(error).mean() < 1.6  # 1.2 measured
     assert shown._repr_png_().startswith(b"\x89PNG")
 
 
@@ -162,9 +162,10 @@ def opened(browser, tmp_path):
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
-        page.clock.install()
+        page.clock.install(time=0)
+        page.clock.pause_at(1000)  # from here on time passes only in run_for
         page.on("request", lambda request: requests.append(request.url))
-        page.on("pageerror", errors.append)
+        page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
         path = tmp_path / f"{len(contexts)}.html"
         path.write_text(content, encoding="utf-8")
@@ -245,8 +246,9 @@ def test_every_control_is_reached_and_worked_by_keyboard(view):
         view.page.keyboard.press("Space")
         assert not view.playing
     view.button("Step back").focus()
-    view.page.keyboard.press("Enter")
-    assert (view.frame, view.playing) == (2, False)
+    for key, frame in (("Enter", 2), ("Space", 1)):
+        view.page.keyboard.press(key)
+        assert (view.frame, view.playing) == (frame, False)
 
 
 def test_keys_stay_inside_the_player(view):

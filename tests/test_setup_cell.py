@@ -98,9 +98,8 @@ def wheel_of_nothing(folder: Path, name: str, version: str) -> None:
 def repository_of_the_tree(folder: Path) -> Address:
     """Commit the working tree's library to a git repository in ``folder``; return its address."""
     folder.mkdir()
-    shutil.copytree(
-        ROOT / "marl_lib", folder / "marl_lib", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    for name in ("marl_lib", "book/results"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", "LICENSE-text"):
         shutil.copy(ROOT / name, folder)
     git = ["git", "-C", folder, "-c", "user.name=t", "-c", "user.email=t@example.org"]
@@ -183,8 +182,11 @@ def test_in_colab_it_installs_the_library_and_what_is_missing_and_nothing_else(t
     } | ({"setuptools"} if sys.version_info < (3, 12) else set())
     assert colab.run(USE_LIBRARY) == "2\n"
     installed = Path(after["marl_lib"]).parent
-    for config in (ROOT / "marl_lib" / "configs").rglob("*.yaml"):
-        assert (installed / config.relative_to(ROOT / "marl_lib")).is_file()
+    for here, there in (("marl_lib/configs", "configs"), ("book/results", "_results")):
+        kept = sorted(p.relative_to(ROOT / here) for p in (ROOT / here).rglob("*.*"))
+        assert kept == sorted(
+            p.relative_to(installed / there) for p in (installed / there).rglob("*.*")
+        )
 
 
 def test_without_an_address_it_says_so_in_colab_and_is_silent_elsewhere(monkeypatch):

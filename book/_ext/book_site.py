@@ -6,7 +6,7 @@
   older library computed.
 * Recorded results are copied beside the page that lists them, so that its links lead to the files.
 * Docstrings: those of the library are plain prose. Shapes in them are set as code, types in them
-  are words and no links, and a private base class is shown as what it stands for.
+  are words and no links, and the classes of the library that a class extends are named.
 * Small repairs: the root of the site leads to the landing page, and the bibliography does without
   ARIA roles that browsers no longer know.
 """
@@ -104,11 +104,16 @@ def set_shapes_as_code(
     lines[:] = [SHAPE.sub(r"``\g<0>``", line) for line in lines]
 
 
-def show_public_bases(app: Sphinx, name: str, obj: Any, options: Any, bases: list[Any]) -> None:
-    """Put the bases of a private base class in its place."""
-    while private := [b for b in bases if getattr(b, "__name__", "").startswith("_")]:
+def name_bases(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Say which classes of the library a class extends, with the bases of a private one instead."""
+    bases = list(obj.__bases__) if what == "class" else []
+    while private := [base for base in bases if base.__name__.startswith("_")]:
         at = bases.index(private[0])
-        bases[at : at + 1] = list(private[0].__bases__)
+        bases[at : at + 1] = private[0].__bases__
+    ours = [b for b in bases if b.__module__.startswith("marl_lib")]
+    if ours:
+        links = ", ".join(f":py:class:`~{b.__module__}.{b.__qualname__}`" for b in ours)
+        lines.extend(["", f"Extends {links}.", ""])
 
 
 def is_word(app: Sphinx, domain: Any, node: nodes.Element) -> bool | None:
@@ -127,6 +132,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("build-finished", write_root_page)
     app.connect("html-page-context", drop_roles)
     app.connect("autodoc-process-docstring", set_shapes_as_code)
-    app.connect("autodoc-process-bases", show_public_bases)
+    app.connect("autodoc-process-docstring", name_bases)
     app.connect("warn-missing-reference", is_word)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -43,8 +43,8 @@ def strip(notebook: NotebookNode) -> None:
             {k: v for k, v in cell.metadata.items() if k in CELL_METADATA and v}
         )
         if cell.cell_type == "code":
-            cell.execution_count = None
             cell.outputs = [_plain(o) for o in cell.outputs] if is_marked(cell) else []
+            cell.execution_count = 1 if cell.outputs else None  # nbval wants a count beside outputs
 
 
 def _plain(output: NotebookNode) -> NotebookNode:

@@ -70,7 +70,7 @@ class DQNConfig:
     epsilon_start: float = 1.0
     epsilon_end: float = 0.05
     epsilon_steps: int = 10_000
-    hidden: tuple[int, ...] = (128, 128)
+    hidden: tuple[int, ...] = (64, 64)
     double: bool = True
     dueling: bool = False
     n_step: int = 1
@@ -304,10 +304,11 @@ class DQN:
             return {}
         metrics: dict[str, np.ndarray] = {}
         for _ in range(due):
-            metrics = self._learn()
+            metrics = self.learn_once()
         return metrics
 
-    def _learn(self) -> dict[str, np.ndarray]:
+    def learn_once(self) -> dict[str, np.ndarray]:
+        """Make one update, due or not; return the figures of :meth:`update`."""
         c = self.config
         loss = self.loss(self.replay.sample(c.batch_size, c.n_step, c.gamma))
         norm = self.net.backward(loss, c.max_grad_norm)
@@ -323,17 +324,17 @@ class DQN:
 
     # Keeping --------------------------------------------------------------------------------------
 
-    def state_dict(self, replay: bool = True) -> dict[str, Any]:
-        """Return all that learning depends on; without the replay, enough to act."""
-        state = {
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that learning depends on, the replay included."""
+        return {
             "parameters": self.net.flat.clone(),
             "target": self.target.clone(),
             "optimizer": self.optimizer.state_dict(),
             "streams": {k: torch.from_numpy(v) for k, v in self.streams.state_dict().items()},
             "steps": self.steps,
             "updates": self.updates,
+            "replay": self.replay.state_dict(),
         }
-        return state | {"replay": self.replay.state_dict()} if replay else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where the learner that wrote ``state`` stood."""
@@ -342,5 +343,4 @@ class DQN:
         self.optimizer.load_state_dict(state["optimizer"])
         self.streams.load_state_dict({k: np.asarray(v) for k, v in state["streams"].items()})
         self.steps, self.updates = state["steps"], state["updates"]
-        if "replay" in state:
-            self.replay.load_state_dict(state["replay"])
+        self.replay.load_state_dict(state["replay"])

@@ -46,7 +46,6 @@ class _ClassicWorld(BatchedVectorEnv):
     n_actions: int
     start_low: tuple[float, ...]
     start_high: tuple[float, ...]
-    start_dtype: type = np.float64
 
     def __init__(
         self, num_envs: int, max_steps: int | None, physics: Physics | None, autoreset: bool
@@ -77,8 +76,7 @@ class _ClassicWorld(BatchedVectorEnv):
         assert self.streams is not None
         n = len(self._state)
         number = self.streams.uniform(n + len(self._drawn), rows).T
-        start = self._start_low + self._start_span * number[:n]
-        self._state[:, rows] = start.astype(self.start_dtype)
+        self._state[:, rows] = self._start_low + self._start_span * number[:n]
         if len(self._drawn):
             where = np.ix_(self._drawn, rows)
             self._physics[where] = self._low[where] + self._span[where] * number[n:]
@@ -319,7 +317,6 @@ class BatchedAcrobot(_ClassicWorld):
     }
     n_actions = 3
     start_low, start_high = (-0.1,) * 4, (0.1,) * 4
-    start_dtype = np.float32  # gymnasium rounds here, and only here
 
     def __init__(
         self,

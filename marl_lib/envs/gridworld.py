@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,8 @@ ACTIONS = ("up", "down", "left", "right", "stay")
 MOVES = np.array([(-1, 0), (1, 0), (0, -1), (0, 1), (0, 0)])  # (A, 2): row, column
 
 FOUR_ROOMS = "four_rooms"
+
+_REWARDS = ("reward_scale", "collision_penalty", "target_reward", "goal_reward", "step_penalty")
 
 # Okabe and Ito's palette: told apart by the colour-blind, and in grey by the number on each agent.
 AGENT_COLOURS = (
@@ -100,6 +103,8 @@ class GridWorldConfig:
         for key in ("n_targets", "n_goals"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
         require(self.n_targets + self.n_goals > 0, "n_targets", 0, "at least 1 without goals")
+        for key in _REWARDS:
+            require(isfinite(getattr(self, key)), key, getattr(self, key), "a finite number")
         if self.view_radius is not None:
             require(self.view_radius >= 1, "view_radius", self.view_radius, "at least 1 or None")
         if self.targets != "shared":
@@ -146,7 +151,8 @@ class BatchedGridWorld(BatchedParallelEnv):
 
     - ``self``: own row and column, each scaled to [0, 1]; with goals, also whether it reached one;
     - ``agents``: for each team mate, in the order i + 1, i + 2, … (mod N): 1 if seen, and the row
-      and column offset to it, as fractions of the grid's height and width;
+      and column offset to it, as fractions of the grid's height and width; with goals, also whether
+      it reached one;
     - ``targets``: the same for each target; a collected one is all zeros. Assigned targets come in
       the order of their owners, own first;
     - ``goals``: the same for each goal;
@@ -194,7 +200,7 @@ class BatchedGridWorld(BatchedParallelEnv):
         c = self.config
         sizes = {
             "self": 3 if c.n_goals else 2,
-            "agents": 3 * (c.n_agents - 1),
+            "agents": (4 if c.n_goals else 3) * (c.n_agents - 1),
             "targets": 3 * c.n_targets,
             "goals": 3 * c.n_goals,
             "walls": len(self._window) if c.walls or c.view_radius else 0,
@@ -271,9 +277,9 @@ class BatchedGridWorld(BatchedParallelEnv):
         moved = self.agents + self._moves[action]
         self.agents = np.where(self._blocked[moved], self.agents, moved)
         pay = self._collect() + self._arrive()
-        done = self.collected.all(1)
+        done = np.all(self.collected, axis=1)
         if c.n_goals:
-            done = done & self.reached.all(1)
+            done = done & np.all(self.reached, axis=1)
         if c.sparse_reward:
             total = c.target_reward * c.n_targets + c.goal_reward * c.n_agents * (c.n_goals > 0)
             pay = np.repeat(done[:, None] * (total / c.n_agents), c.n_agents, 1)
@@ -285,7 +291,7 @@ class BatchedGridWorld(BatchedParallelEnv):
 
     def _collect(self) -> np.ndarray:
         """Collect what agents stand on; return the pay of each agent (B, N)."""
-        on = self.agents[:, :, None] == self.targets[:, None, :]  # (B, N, targets)
+        on = np.equal(self.agents[:, :, None], self.targets[:, None, :])  # (B, N, targets)
         on &= ~self.collected[:, None, :]
         if self.config.targets != "shared":
             on &= np.eye(self.n_agents, dtype=bool)
@@ -311,8 +317,7 @@ class BatchedGridWorld(BatchedParallelEnv):
         if c.n_goals:
             obs[..., 2] = self.reached[rows]
         if c.n_agents > 1:
-            mates = agents[:, self._others]  # (B, N, N - 1)
-            self._write(obs[..., layout["agents"]], agents, mates, None)
+            self._observe_mates(obs[..., layout["agents"]], agents, rows)
         if c.n_targets:
             self._observe_targets(obs[..., layout["targets"]], agents, rows)
         if c.n_goals:
@@ -325,6 +330,13 @@ class BatchedGridWorld(BatchedParallelEnv):
     @property
     def _obs_length(self) -> int:
         return self.obs_layout["walls"].stop
+
+    def _observe_mates(self, out: np.ndarray, agents: np.ndarray, rows: Any) -> None:
+        mates = agents[:, self._others]  # (B, N, N - 1)
+        self._write(out, agents, mates, None)
+        if self.config.n_goals:
+            out = out.reshape(*mates.shape, 4)
+            out[..., 3] = out[..., 0] * self.reached[rows][:, self._others]
 
     def _observe_targets(self, out: np.ndarray, agents: np.ndarray, rows: Any) -> None:
         n = self.n_agents
@@ -344,8 +356,8 @@ class BatchedGridWorld(BatchedParallelEnv):
     def _write(
         self, out: np.ndarray, agents: np.ndarray, cells: np.ndarray, seen: np.ndarray | None
     ) -> None:
-        """Write (seen, row offset, column offset) of each entity into ``out`` (B, N, 3 E)."""
-        out = out.reshape(*cells.shape, 3)  # splits the last axis: a view
+        """Write (seen, row offset, column offset) of each of E entities, ``out`` (B, N, E × F)."""
+        out = out.reshape(*cells.shape, -1)  # splits the last axis: a view
         offset = self._coordinates[cells] - self._coordinates[agents][:, :, None]
         radius = self.config.view_radius
         if radius is not None:
@@ -354,10 +366,10 @@ class BatchedGridWorld(BatchedParallelEnv):
             seen = near if seen is None else near & seen
         if seen is None:
             out[..., 0] = 1.0
-            out[..., 1:] = offset
+            out[..., 1:3] = offset
         else:
             out[..., 0] = seen
-            out[..., 1:] = offset * seen[..., None]
+            out[..., 1:3] = offset * seen[..., None]
 
     def _info(self) -> dict[str, Any]:
         done = self.collected.mean(1) if self.config.n_targets else self.reached.mean(1)
@@ -382,8 +394,8 @@ class BatchedGridWorld(BatchedParallelEnv):
     def render_ansi(self, index: int = 0) -> str:
         """Return a text drawing of environment ``index``.
 
-        ``#`` is a wall, ``*`` a target, ``G`` a goal, a digit an agent (``@`` from the eleventh on),
-        ``+`` several agents.
+        ``#`` is a wall, ``*`` a target, ``G`` a goal, a digit an agent (``@`` from the
+        eleventh on), ``+`` several agents.
         """
         grid = np.where(self.wall_grid, "#", ".").astype("<U1")
         for cell in self.goals[index]:
@@ -475,7 +487,7 @@ class MultiAgentGridWorld(PettingZooFace):
         world = BatchedGridWorld(
             1,
             autoreset=False,
-            grid_size=tuple(grid_size),
+            grid_size=grid_size,
             n_agents=n_agents,
             n_targets=n_targets,
             max_steps=max_steps,

@@ -260,6 +260,15 @@ def test_rows_end_and_start_on_their_own():
     assert (world.get_state()[1] != before[1]).any()
 
 
+def test_the_flag_is_reached_forwards_only():
+    world = BatchedMountainCar(2)
+    world.reset(seed=0)
+    world.set_state([[0.55, -0.03], [0.49, 0.03]])
+    *_, terminated, _, info = world.step(np.array([1, 1]))
+    assert (info["final_obs"][:, 0] > 0.5).all()
+    assert terminated.tolist() == [False, True]
+
+
 def test_an_episode_can_end_in_both_ways_at_once():
     world = BatchedMountainCar(1, max_steps=1)
     world.reset(seed=0)
@@ -372,6 +381,15 @@ def test_physics_is_drawn_for_each_episode_of_each_row(name):
     assert all((v == world.quantities[k].default).all() for k, v in others.items())
 
 
+def test_drawn_quantities_and_starts_are_independent():
+    physics = {"length": (0.3, 0.9), "masspole": (0.05, 0.3)}
+    world = BatchedCartPole(2_000, physics=physics)
+    world.reset(seed=0)
+    drawn = [world.get_physics()[name] for name in physics]
+    correlation = np.corrcoef([*drawn, *world.get_state().T])
+    assert np.abs(correlation - np.eye(6)).max() < 0.1
+
+
 @EVERY_WORLD
 def test_episodes_start_as_gymnasiums_do(name):
     world = WORLDS[name](4_000)
@@ -385,7 +403,7 @@ def test_episodes_start_as_gymnasiums_do(name):
     for mine, reference in zip(ours.T, np.array(theirs).T, strict=True):
         assert stats.ks_2samp(mine, reference).pvalue > 1e-3
     low, high = np.array(world.start_low), np.array(world.start_high)
-    assert (ours >= low.astype(np.float32)).all() and (ours <= high.astype(np.float32)).all()
+    assert (ours >= low).all() and (ours <= high).all()
     assert (np.ptp(ours, axis=0) >= 0.99 * (high - low)).all()
     moving = np.ptp(ours, axis=0) > 0
     correlation = np.corrcoef(ours[:, moving].T)

@@ -1,0 +1,75 @@
+"""What ten replicates in one process cost, as a multiple of one.
+
+``python benchmarks/replicates.py`` times DQN updates (draw, loss, gradients, optimiser) of one and of
+ten replicates in turns and shows medians and their ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from marl_lib.algorithms.dqn import DQN, DQNConfig
+from marl_lib.training import reuse_memory
+
+OBS_DIM, N_ACTIONS, NUM_ENVS = 17, 5, 64
+
+
+def learner(replicates: int, batch_size: int, n_agents: int) -> DQN:
+    """Return a learner whose replay is filled with random transitions."""
+    config = DQNConfig(batch_size=batch_size, buffer_size=50 * NUM_ENVS)
+    dqn = DQN(OBS_DIM, N_ACTIONS, n_agents, NUM_ENVS, range(replicates), config)
+    rng = np.random.default_rng(0)
+    rows = replicates * NUM_ENVS
+    for _ in range(50):
+        dqn.observe(
+            rng.random((rows, n_agents, OBS_DIM), np.float32),
+            rng.integers(0, N_ACTIONS, (rows, n_agents)),
+            rng.random((rows, n_agents), np.float32),
+            rng.random((rows, n_agents, OBS_DIM), np.float32),
+            rng.random(rows) < 0.05,
+            np.zeros(rows, bool),
+            {},
+        )
+    return dqn
+
+
+def milliseconds(dqn: DQN, updates: int = 40) -> float:
+    """Return the wall-clock time of one update."""
+    start = perf_counter()
+    for _ in range(updates):
+        dqn.learn_once()
+    return (perf_counter() - start) / updates * 1e3
+
+
+def compare(batch_size: int, n_agents: int, turns: int = 7) -> tuple[float, float]:
+    """Return the median milliseconds of an update with one and with ten replicates, in turns."""
+    learners = [learner(r, batch_size, n_agents) for r in (1, 10)]
+    for dqn in learners:
+        milliseconds(dqn, 20)
+    times = [[milliseconds(dqn) for dqn in learners] for _ in range(turns)]
+    one, ten = zip(*times, strict=True)
+    return statistics.median(one), statistics.median(ten)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    threads_tried = parser.parse_args().threads
+    reuse_memory()
+    print(f"{'threads':>7}{'batch':>7}{'agents':>8}{'one, ms':>10}{'ten, ms':>10}{'ratio':>8}")
+    for batch_size, n_agents in ((32, 1), (128, 1), (512, 1), (128, 3)):
+        for threads in threads_tried:
+            torch.set_num_threads(threads)
+            one, ten = compare(batch_size, n_agents)
+            row = f"{threads:>7}{batch_size:>7}{n_agents:>8}{one:>10.2f}{ten:>10.2f}"
+            print(f"{row}{ten / one:>8.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -89,10 +89,10 @@ clean: ## delete what building and testing made (not the environments)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, $(PYTHON) is " + sys.version)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "No environment could be made; on Debian or Ubuntu: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[book,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[book,test]"
 	@touch $@
 
 $(BENCH_READY): pyproject.toml constraints.txt
 	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
-	$(BENCH)/bin/python -m pip install --quiet -e ".[bench]" "$$(grep '^torch==' constraints.txt)"
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[bench]" "$$(grep '^torch==' constraints.txt)"
 	@touch $@

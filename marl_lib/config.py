@@ -11,6 +11,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,7 +45,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any] | None, where: str = ""
     """Build the dataclass ``cls`` from a mapping such as YAML gives.
 
     Lists become tuples, integers become floats where a float is asked for, and text such as
-    ``3e-4`` (which YAML reads as a string) is taken as the number it is. Nothing else is converted.
+    ``3e-4`` (which YAML reads as a string) is taken as the number it is. NumPy's numbers become
+    Python's. Nothing else is converted.
 
     Parameters
     ----------
@@ -94,7 +96,7 @@ def convert(value: Any, kind: Any, key: str) -> Any:
         if isinstance(value, Mapping):
             return {k: convert(v, args[1], f"{key}.{k}") for k, v in value.items()}
     elif kind is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, Real) and not isinstance(value, bool):
             return float(value)
         if isinstance(value, str):
             try:
@@ -102,8 +104,8 @@ def convert(value: Any, kind: Any, key: str) -> Any:
             except ValueError:
                 pass
     elif kind is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
+        if isinstance(value, Integral) and not isinstance(value, bool):
+            return int(value)
     elif kind is types.NoneType:
         if value is None:
             return None
@@ -154,9 +156,11 @@ def _plain(value: Any) -> Any:
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Return the mapping in a YAML file, or raise ``ConfigError`` naming the file."""
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file in UTF-8") from error
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:

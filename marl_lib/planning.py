@@ -11,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import shortest_path
 
+from marl_lib.config import require
 from marl_lib.envs.gridworld import ACTIONS, BatchedGridWorld
 
 STAY = ACTIONS.index("stay")
@@ -45,9 +46,9 @@ class Planner:
         agents, aims = w.agents[b], self._aims(b)
         action = np.full(w.n_agents, STAY)
         planned: list[int] = []  # cells that agents will stand on
-        for i in np.argsort(aims < 0, kind="stable"):
+        for i in np.argsort(aims >= 0, kind="stable"):  # first those that will not move
             if aims[i] >= 0:
-                reach = agents[i] + w._moves[:STAY]
+                reach = agents[i] + w._moves
                 length = np.where(w._blocked[reach], np.inf, self.distance[reach, aims[i]])
                 taken = np.isin(reach, planned)
                 action[i] = np.lexsort((taken, length))[0]
@@ -189,7 +190,13 @@ def value_iteration(table: Table, gamma: float, tolerance: float = 1e-9) -> np.n
 
     Repeats Q(s, a) = r + γ max_a' Q(s', a') until no value moves by more than ``tolerance``
     (Bellman 1957).
+
+    Raises
+    ------
+    ConfigError
+        If ``gamma`` is not in [0, 1): the values of play that never ends need not be finite.
     """
+    require(0 <= gamma < 1, "gamma", gamma, "in [0, 1)")
     q = np.zeros_like(table.reward)
     while True:
         new = table.reward + gamma * ~table.terminated * q.max(1)[table.next_state]
@@ -201,7 +208,14 @@ def value_iteration(table: Table, gamma: float, tolerance: float = 1e-9) -> np.n
 def policy_value(
     table: Table, action: np.ndarray, gamma: float, tolerance: float = 1e-9
 ) -> np.ndarray:
-    """Return the value (S,) of always taking ``action`` (S,): what a greedy policy is worth."""
+    """Return the value (S,) of always taking ``action`` (S,): what a greedy policy is worth.
+
+    Raises
+    ------
+    ConfigError
+        If ``gamma`` is not in [0, 1).
+    """
+    require(0 <= gamma < 1, "gamma", gamma, "in [0, 1)")
     s = np.arange(len(action))
     reward, after = table.reward[s, action], table.next_state[s, action]
     goes_on = gamma * ~table.terminated[s, action]

@@ -43,7 +43,7 @@ class RandomStreams:
     """
 
     def __init__(self, seeds: int | Sequence[int], rows_per_seed: int, purpose: str):
-        seeds = [seeds] if isinstance(seeds, int | np.integer) else list(seeds)
+        seeds = list(seeds) if isinstance(seeds, Sequence | np.ndarray) else [seeds]
         salt = zlib.crc32(purpose.encode())
         self._key = np.concatenate(
             [

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import address
 import clean
+import definitions
 import nbformat
 import pytest
 import setup_cell
-from IPython.core.inputtransformer2 import TransformerManager
+from definitions import code, parse
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
@@ -28,10 +29,6 @@ every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem
 every_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
 
 
-def code_cells(notebook):
-    return [c for c in notebook.cells if c.cell_type == "code"]
-
-
 def is_setup(cell):
     return "setup" in cell.metadata.get("tags", [])
 
@@ -40,18 +37,9 @@ def lines(cell):
     return sum(bool(line.strip()) for line in cell.source.splitlines())
 
 
-def tree(cell):
-    """Return the syntax tree of a cell, magics included."""
-    return ast.parse(TransformerManager().transform_cell(cell.source))
-
-
-def prose(notebook):
-    return "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
-
-
 def names_called_at_top(cell):
     """Yield (call, leading name, name) of the calls a cell makes itself, outside of functions."""
-    queue = list(tree(cell).body)
+    queue = list(parse(cell).body)
     while queue:
         node = queue.pop()
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
@@ -65,8 +53,8 @@ def names_called_at_top(cell):
 def names_from(notebook, module):
     """Return the names that a notebook imports from ``marl_lib.<module>``."""
     found = set()
-    for cell in code_cells(notebook):
-        for node in ast.walk(tree(cell)):
+    for cell in code(notebook):
+        for node in ast.walk(parse(cell)):
             if isinstance(node, ast.ImportFrom) and node.module == f"marl_lib.{module}":
                 found |= {alias.asname or alias.name for alias in node.names}
     return found
@@ -83,7 +71,7 @@ def draws(cell, plotting_names):
 
 def has_stub(cell):
     """Tell whether the cell leaves a function to the reader: one that only returns ``...``."""
-    for node in ast.walk(tree(cell)):
+    for node in ast.walk(parse(cell)):
         if isinstance(node, ast.FunctionDef):
             value = getattr(node.body[-1], "value", None)
             if isinstance(value, ast.Constant) and value.value is Ellipsis:
@@ -95,16 +83,6 @@ def calls_check(cell):
     return any(head == "check" for _, head, _ in names_called_at_top(cell))
 
 
-def directives(text, *names):
-    """Return the labels (or arguments) of the MyST directives with one of these names."""
-    pattern = r"(?m)^\s*[:`]{3,}\{(?:" + "|".join(names) + r")\}[ \t]*(.*)\n((?:\s*:[\w-]+:.*\n)*)"
-    found = []
-    for argument, options in re.findall(pattern, text):
-        label = re.search(r":label:\s*(\S+)", options)
-        found.append(label[1] if label else argument.strip())
-    return found
-
-
 def test_there_are_chapters():
     assert CHAPTERS, f"no chapter (a notebook whose name begins with its number) in {BOOK}"
 
@@ -112,11 +90,11 @@ def test_there_are_chapters():
 @every_notebook
 def test_setup_cell_is_the_generated_one_and_comes_first(path):
     notebook = nbformat.read(path, as_version=4)
-    code = code_cells(notebook)
+    cells = code(notebook)
     source = setup_cell.render(address.read(), setup_cell.core_packages())
-    assert code[0].source == source, "run `make clean-notebooks`"
-    assert code[0].metadata["tags"] == setup_cell.TAGS
-    assert sum(map(is_setup, code)) == 1
+    assert cells[0].source == source, "run `make clean-notebooks`"
+    assert cells[0].metadata["tags"] == setup_cell.TAGS
+    assert sum(map(is_setup, cells)) == 1
 
 
 @every_notebook
@@ -138,7 +116,7 @@ def test_is_valid_and_runs_on_the_python3_kernel(path):
 @every_notebook
 def test_outputs_are_kept_where_they_are_compared_and_nowhere_else(path):
     # nbval passes a marked cell whose output was stripped, so it must be seen that there is one.
-    for cell in code_cells(nbformat.read(path, as_version=4)):
+    for cell in code(nbformat.read(path, as_version=4)):
         assert bool(cell.outputs) == clean.is_marked(cell), cell.source
         for output in cell.outputs:
             assert output.output_type == "stream" or set(output.data) == {"text/plain"}
@@ -157,7 +135,7 @@ def test_names_no_path_of_a_machine(path):
 def test_code_cells_fit_on_a_screen(path):
     long = {
         cell.source.splitlines()[0]: lines(cell)
-        for cell in code_cells(nbformat.read(path, as_version=4))
+        for cell in code(nbformat.read(path, as_version=4))
         if lines(cell) > LONGEST_CELL
     }
     assert not long
@@ -167,7 +145,7 @@ def test_code_cells_fit_on_a_screen(path):
 def test_every_figure_has_alt_text(path):
     notebook = nbformat.read(path, as_version=4)
     plotting_names = names_from(notebook, "plotting")
-    for cell in code_cells(notebook):
+    for cell in code(notebook):
         if draws(cell, plotting_names):
             alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
             assert len(alt) >= 20, f"no mystnb.image.alt that says what is seen:\n{cell.source}"
@@ -177,7 +155,7 @@ def test_every_figure_has_alt_text(path):
 def test_every_animation_has_alt_text(path):
     notebook = nbformat.read(path, as_version=4)
     players = names_from(notebook, "player")
-    for cell in code_cells(notebook):
+    for cell in code(notebook):
         for call, head, _ in names_called_at_top(cell):
             if head in players | {"player"}:
                 assert any(k.arg == "alt" for k in call.keywords), ast.unparse(call)
@@ -185,13 +163,13 @@ def test_every_animation_has_alt_text(path):
 
 @every_chapter
 def test_median_code_cell_is_short(path):
-    code = [c for c in code_cells(nbformat.read(path, as_version=4)) if not is_setup(c)]
-    assert statistics.median(map(lines, code)) <= LONGEST_MEDIAN
+    cells = [c for c in code(nbformat.read(path, as_version=4)) if not is_setup(c)]
+    assert statistics.median(map(lines, cells)) <= LONGEST_MEDIAN
 
 
 @every_chapter
 def test_some_cells_are_compared(path):
-    cells = code_cells(nbformat.read(path, as_version=4))
+    cells = code(nbformat.read(path, as_version=4))
     assert sum(map(clean.is_marked, cells)) >= FEWEST_COMPARED
 
 
@@ -200,29 +178,19 @@ def test_begins_with_a_title_and_at_a_glance(path):
     notebook = nbformat.read(path, as_version=4)
     assert notebook.cells[0].source.startswith("# ")
     before_code = "\n".join(
-        c.source for c in notebook.cells[: notebook.cells.index(code_cells(notebook)[0])]
+        c.source for c in notebook.cells[: notebook.cells.index(code(notebook)[0])]
     )
     assert re.search(r"at a glance", before_code, re.IGNORECASE)
 
 
 @every_chapter
-def test_has_exercises_each_with_a_solution(path):
-    text = prose(nbformat.read(path, as_version=4))
-    exercises = directives(text, "exercise", "exercise-start")
-    assert exercises
-    assert len(set(exercises)) == len(exercises)
-    assert sorted(directives(text, "solution", "solution-start")) == sorted(exercises)
-
-
-@every_chapter
-def test_stubs_and_solutions_are_checked(path):
+def test_has_exercises_and_every_stub_is_checked(path):
     notebook = nbformat.read(path, as_version=4)
-    stubs = [c for c in code_cells(notebook) if has_stub(c)]
+    assert any(kind == "exercise" for kind, _ in definitions.gated(notebook))
+    stubs = [c for c in code(notebook) if has_stub(c)]
     assert stubs
     for cell in stubs:
         assert calls_check(cell), f"the reader of this stub gets no feedback:\n{cell.source}"
-    checked = sum(map(calls_check, code_cells(notebook)))
-    assert checked >= 2 * len(stubs), "each exercise is checked once empty and once solved"
 
 
 def new_notebook(*cells):

@@ -110,31 +110,40 @@ def module_owners() -> Mapping[str, list[str]]:
     return importlib.metadata.packages_distributions()
 
 
-def imported_distributions(path: Path) -> set[str]:
-    """Return the installed distributions that a file imports, wherever in it."""
+def imported_distributions(path: Path, everywhere: bool = True) -> set[str]:
+    """Return the installed distributions that a file imports: at its top, or anywhere in it."""
+    tree = ast.parse(path.read_text())
     modules = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree) if everywhere else tree.body:
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             modules.add(node.module)
-    owners = module_owners()
     return {
         canonicalize_name(owner)
         for module in modules
-        for owner in owners.get(module.split(".")[0], [])
+        for owner in module_owners().get(module.split(".")[0], [])
     }
 
 
-@pytest.mark.parametrize(
-    ("folder", "extras"),
-    [("marl_lib", ()), ("tests", ("book", "test")), ("book", ("book", "test"))],
-)
-def test_what_is_imported_is_asked_for(folder, extras):
-    # What a package that is asked for stands on (sphinx below jupyter-book) counts as asked for.
-    asked = {PROJECT["name"], *pins.closure(PROJECT["name"], extras)}
-    if folder == "marl_lib":  # parts of the library may need an extra
-        asked |= set(map(canonicalize_name, requirements("atari", "demo", "cluster")))
+# What a package that is asked for stands on (sphinx below jupyter-book) counts as asked for.
+
+
+def test_the_library_imports_what_it_asks_for():
+    core = {PROJECT["name"], *pins.closure(PROJECT["name"], ())}
+    # inside a function it may import what an extra brings: IPython in a notebook, say
+    more = set(map(canonicalize_name, requirements("atari", "demo", "cluster")))
+    more |= set(pins.closure(PROJECT["name"], ("book",)))
+    for path in (ROOT / "marl_lib").rglob("*.py"):
+        at_top = imported_distributions(path, everywhere=False) - core
+        assert not at_top, f"{path.relative_to(ROOT)} imports {at_top}"
+        inside = imported_distributions(path) - core - more
+        assert not inside, f"{path.relative_to(ROOT)} imports {inside}"
+
+
+@pytest.mark.parametrize("folder", ["tests", "book"])
+def test_tests_and_book_import_what_they_ask_for(folder):
+    asked = {PROJECT["name"], *pins.closure(PROJECT["name"], ("book", "test"))}
     for path in (ROOT / folder).rglob("*.py"):
         missing = imported_distributions(path) - asked
         assert not missing, f"{path.relative_to(ROOT)} imports {missing}"
@@ -314,7 +323,7 @@ def test_an_address_is_taken_as_typed_or_as_copied_from_a_browser():
 # A module may import from its own floor and those below, and never in a circle.
 FLOORS = [
     {"seeding", "budget", "config"},
-    {"nn", "exploration", "replay", "envs", "evaluation", "plotting", "player"},
+    {"nn", "exploration", "replay", "envs", "evaluation", "plotting", "player", "glue"},
     {"planning", "replicates", "rollout", "interpret"},
     {"algorithms"},
     {"agents", "training", "check"},

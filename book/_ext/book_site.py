@@ -45,6 +45,8 @@ INPUTS = ("marl_lib/**/*.py", "marl_lib/**/*.yaml", "book/results/**/*.json")
 
 def set_addresses(app: Sphinx, config: Config) -> None:
     """Give the social previews and the page-not-found page the address of the site."""
+    if config.html_baseurl:
+        config.html_baseurl = config.html_baseurl.rstrip("/") + "/"
     config.notfound_urls_prefix = urlsplit(config.html_baseurl).path or "/"
     config.ogp_site_url = config.html_baseurl
 
@@ -56,6 +58,11 @@ def inputs_digest(root: Path) -> str:
         digest.update(str(path.relative_to(root)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def is_notebook(page: Path) -> bool:
+    """Tell whether a page is executed: a notebook, or Markdown with code cells."""
+    return page.suffix == ".ipynb" or "\n```{code-cell}" in page.read_text(encoding="utf-8")
 
 
 def stale_notebooks(
@@ -70,7 +77,7 @@ def stale_notebooks(
     get_cache(str(cache)).clear_cache()
     cache.mkdir(parents=True, exist_ok=True)
     stamp.write_text(digest)
-    return [doc for doc in env.found_docs if env.doc2path(doc).endswith(".ipynb")]
+    return [doc for doc in env.found_docs if is_notebook(Path(env.doc2path(doc)))]
 
 
 def copy_results(app: Sphinx, exception: Exception | None) -> None:

@@ -7,6 +7,7 @@ its own action values and treats the others as part of the world (Tan 1993).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,7 +147,8 @@ def td_target(
         value = next_q.max(-1).values
     else:
         value = next_q.gather(-1, next_q_online.argmax(-1, keepdim=True)).squeeze(-1)
-    return reward + discount * ~terminated * value
+    # Filled, not multiplied by zero: where no action is legal any more, the value is not finite.
+    return reward + discount * value.masked_fill(terminated, 0.0)
 
 
 def epsilon(config: DQNConfig, steps: int) -> float:
@@ -184,6 +186,8 @@ class DQN:
         device: str | torch.device = "cpu",
     ):
         self.config = c = config or DQNConfig()
+        least = c.n_step * num_envs
+        require(c.buffer_size >= least, "buffer_size", c.buffer_size, f"at least {least} here")
         self.n_agents, self.n_actions, self.num_envs = n_agents, n_actions, num_envs
         self.seeds, self.device = list(seeds), torch.device(device)
         self.action_masks = action_masks
@@ -300,7 +304,7 @@ class DQN:
         """
         c = self.config
         due = max(0, self.steps - c.learning_starts) // c.train_every - self.updates
-        if self.replay.size <= c.n_step or self.steps < c.learning_starts:
+        if self.replay.size < c.n_step or self.steps < c.learning_starts:
             return {}
         metrics: dict[str, np.ndarray] = {}
         for _ in range(due):
@@ -329,7 +333,7 @@ class DQN:
         return {
             "parameters": self.net.flat.clone(),
             "target": self.target.clone(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": deepcopy(self.optimizer.state_dict()),  # else it would go on changing
             "streams": {k: torch.from_numpy(v) for k, v in self.streams.state_dict().items()},
             "steps": self.steps,
             "updates": self.updates,
@@ -340,7 +344,7 @@ class DQN:
         """Go on exactly where the learner that wrote ``state`` stood."""
         self.net.flat.copy_(state["parameters"])
         self.target.copy_(state["target"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
         self.streams.load_state_dict({k: np.asarray(v) for k, v in state["streams"].items()})
         self.steps, self.updates = state["steps"], state["updates"]
         self.replay.load_state_dict(state["replay"])

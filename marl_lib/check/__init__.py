@@ -1,6 +1,19 @@
 """Feedback on the exercises: ``check.ch01_ex1(your_function)`` says what it thinks of it."""
 
 from marl_lib.check.ch01 import ch01_ex1, ch01_ex2, ch01_ex3, ch01_ex4, ch01_ex5
+from marl_lib.check.ch02 import ch02_ex1, ch02_ex2, ch02_ex3, ch02_ex4, ch02_ex5
 from marl_lib.check.core import Result
 
-__all__ = ["Result", "ch01_ex1", "ch01_ex2", "ch01_ex3", "ch01_ex4", "ch01_ex5"]
+__all__ = [
+    "Result",
+    "ch01_ex1",
+    "ch01_ex2",
+    "ch01_ex3",
+    "ch01_ex4",
+    "ch01_ex5",
+    "ch02_ex1",
+    "ch02_ex2",
+    "ch02_ex3",
+    "ch02_ex4",
+    "ch02_ex5",
+]

@@ -10,7 +10,7 @@ from marl_lib.check.core import Case, Exercise, Mistake
 
 Array = np.ndarray
 
-# Exercise 1: what the columns of a game are worth --------------------------------------------------
+# Exercise 1: what the columns of a game are worth -------------------------------------------------
 
 _GAME = np.array([[11.0, -30.0, 0.0], [-30.0, 7.0, 6.0], [1.0, 2.0, 5.0]])
 
@@ -20,7 +20,7 @@ def _column_worth(payoff: Array, row_policy: Array) -> Array:
 
 
 def _row_worth(payoff: Array, row_policy: Array) -> Array:
-    return payoff @ row_policy if payoff.shape[1] == len(row_policy) else payoff.mean(1)
+    return payoff @ row_policy
 
 
 def _best_row(payoff: Array, row_policy: Array) -> Array:
@@ -48,7 +48,7 @@ ch02_ex1 = Exercise(
     [
         Case((_GAME, np.array([0.1, 0.3, 0.6]))),
         Case((_GAME, np.array([0.0, 1.0, 0.0]))),
-        Case((np.array([[1.0, 2.0, 3.0, 4.0], [8.0, 6.0, 4.0, 2.0]]), np.array([0.25, 0.75]))),
+        Case((np.array([[1.0, 2.0], [8.0, 4.0]]), np.array([0.25, 0.75]))),
     ],
     _column_worth,
     [
@@ -75,7 +75,7 @@ ch02_ex1 = Exercise(
 )
 
 
-# Exercise 2: how often a mate explores -------------------------------------------------------------
+# Exercise 2: how often a mate explores ------------------------------------------------------------
 
 
 def _some_mate(epsilon: float, n: int) -> float:
@@ -137,7 +137,7 @@ ch02_ex2 = Exercise(
 )
 
 
-# Exercise 3: a shared reward -----------------------------------------------------------------------
+# Exercise 3: a shared reward ----------------------------------------------------------------------
 
 
 def _share(reward: Array) -> Array:
@@ -203,7 +203,7 @@ ch02_ex3 = Exercise(
 )
 
 
-# Exercise 4: the hysteretic update -----------------------------------------------------------------
+# Exercise 4: the hysteretic update ----------------------------------------------------------------
 
 
 def _hysteretic(value: Array, reward: Array, up: float, down: float) -> Array:
@@ -257,9 +257,7 @@ ch02_ex4 = Exercise(
             _rates_swapped,
             "The rates have changed places: `up` is for a reward better than expected.",
         ),
-        Mistake(
-            _always_up, "This always learns with the rate `up`; disappointments take `down`."
-        ),
+        Mistake(_always_up, "This always learns with the rate `up`; disappointments take `down`."),
         Mistake(_never_down, "Disappointments are not forgotten altogether: they take `down`."),
         Mistake(
             _sign_of_reward,
@@ -275,7 +273,7 @@ ch02_ex4 = Exercise(
 )
 
 
-# Exercise 5: to the nearest target -----------------------------------------------------------------
+# Exercise 5: to the nearest target ----------------------------------------------------------------
 
 UP, DOWN, LEFT, RIGHT, STAY = range(5)
 
@@ -303,20 +301,13 @@ def _nearest_target(targets: Array) -> Array:
     return _walk(targets, _distance)
 
 
-def _sees_what_is_gone(targets: Array) -> Array:
-    seen = np.concatenate([np.ones_like(targets[..., :1]), targets[..., 1:]], -1)
-    action = _walk(seen, _distance)
-    return np.where((targets[..., 0] > 0).all(-1), action, STAY)
+def _sees_what_is_gone(targets: Array, at_zero: int = STAY) -> Array:
+    everything = np.concatenate([np.ones_like(targets[..., :1]), targets[..., 1:]], -1)
+    return np.where((targets[..., 0] > 0).all(-1), _walk(everything, _distance), at_zero)
 
 
-def _never_stays(targets: Array) -> Array:
-    action = _walk(targets, _distance)
-    return np.where((targets[..., 0] > 0).any(-1), action, RIGHT)
-
-
-def _starts_down(targets: Array) -> Array:
-    action = _walk(targets, _distance)
-    return np.where((targets[..., 0] > 0).any(-1), action, UP)
+def _walks_from_what_is_gone(targets: Array) -> Array:
+    return _sees_what_is_gone(targets, at_zero=RIGHT)
 
 
 def _first_in_the_list(targets: Array) -> Array:
@@ -347,11 +338,11 @@ def _axes_swapped(targets: Array) -> Array:
 
 
 _GONE = (0.0, 0.0, 0.0)
-_TARGETS = np.array(
+_SOME_LEFT = np.array(
     [
         [[(1, -2, 1), (1, 4, 4), (1, 0, 5)], [(1, 0, 3), (1, 2, 0), (1, -5, 1)]],
         [[(1, 1, -3), (1, -1, -2), _GONE], [_GONE, (1, 0, -6), _GONE]],
-        [[_GONE, _GONE, _GONE], [(1, 5, -1), (1, 3, 1), (1, -6, 0)]],
+        [[(1, -5, 0), (1, 3, 3), _GONE], [(1, 5, -1), (1, 3, 1), (1, -6, 0)]],
     ]
 )
 
@@ -359,10 +350,14 @@ ch02_ex5 = Exercise(
     "Exercise 5",
     [
         Case(
-            (_TARGETS,),
+            (_SOME_LEFT,),
             "Some moves are not the first step towards the nearest target that is still there. "
             "Work out one agent by hand: its distances first, then the move.",
-        )
+        ),
+        Case(
+            (np.array([[[_GONE, _GONE], [(1, -1, 0), _GONE]]]),),
+            "Right while there is a target; an agent that sees none should stay.",
+        ),
     ],
     _nearest_target,
     [
@@ -371,8 +366,11 @@ ch02_ex5 = Exercise(
             "A collected target is (0, 0, 0) and so looks like the nearest of all: leave out those "
             "that are not seen.",
         ),
-        Mistake(_never_stays, "Right while there is a target; an agent that sees none should stay."),
-        Mistake(_starts_down, "Right while there is a target; an agent that sees none should stay."),
+        Mistake(
+            _walks_from_what_is_gone,
+            "Leave out targets that are not seen: their (0, 0, 0) is no distance, and yours counts "
+            "it as the least.",
+        ),
         Mistake(_first_in_the_list, "This walks to the first target in the list, not the nearest."),
         Mistake(_farthest, "This walks to the farthest target."),
         Mistake(

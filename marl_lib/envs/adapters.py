@@ -25,6 +25,7 @@ class TeamOfOne(BatchedParallelEnv):
             env.num_envs, 1, obs_dim, env.single_action_space, env.max_steps, env.autoreset
         )
         self.env = env
+        self.single_observation_space = env.single_observation_space
 
     def reset(
         self, *, seed: Seeds = None, options: dict[str, Any] | None = None

@@ -97,7 +97,7 @@ class BatchedWorld(ABC):
     def _blocks(self, seed: Seeds) -> tuple[list[int], int]:
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
-        seeds = [int(seed)] if isinstance(seed, int | np.integer) else list(seed)
+        seeds = list(seed) if isinstance(seed, Sequence | np.ndarray) else [seed]
         if not seeds or self.num_envs % len(seeds):
             raise ValueError(f"{self.num_envs} environments cannot be shared by {len(seeds)} seeds")
         return seeds, self.num_envs // len(seeds)
@@ -362,6 +362,8 @@ class PettingZooFace(ParallelEnv):
 
     def render(self) -> np.ndarray | str | None:
         """Return a picture, a text drawing, or (mode "human") print the drawing."""
+        if self.render_mode is not None and self.world.streams is None:
+            raise RuntimeError("call reset() before render()")
         if self.render_mode == "rgb_array":
             return self.world.render_rgb()
         if self.render_mode == "ansi":

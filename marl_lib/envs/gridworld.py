@@ -153,9 +153,9 @@ class BatchedGridWorld(BatchedParallelEnv):
     - ``agents``: for each team mate, in the order i + 1, i + 2, … (mod N): 1 if seen, and the row
       and column offset to it, as fractions of the grid's height and width; with goals, also whether
       it reached one;
-    - ``targets``: the same for each target; a collected one is all zeros. Assigned targets come in
-      the order of their owners, own first;
-    - ``goals``: the same for each goal;
+    - ``targets``: seen and offset of each target; a collected one is all zeros. Assigned targets
+      come in the order of their owners, own first;
+    - ``goals``: seen and offset of each goal;
     - ``walls``: with walls or a view radius, the cells around the agent, 1 for wall or border.
 
     What lies outside the view, or is hidden, is all zeros. The state of a fully observable world
@@ -175,6 +175,7 @@ class BatchedGridWorld(BatchedParallelEnv):
         super().__init__(
             num_envs, c.n_agents, obs_dim, spaces.Discrete(len(ACTIONS)), c.max_steps, autoreset
         )
+        self.single_observation_space = spaces.Box(-1.0, 1.0, (obs_dim,), np.float32)
         self.agents = np.zeros((num_envs, c.n_agents), np.int64)  # padded cell of each agent
         self.targets = np.zeros((num_envs, c.n_targets), np.int64)
         self.collected = np.zeros((num_envs, c.n_targets), bool)

@@ -160,7 +160,7 @@ def worlds(draw: st.DrawFn) -> dict[str, Any]:
         options["walls"] = drawing(walls)
     elif min(rows, cols) >= 5 and draw(st.booleans()):
         options["walls"] = "four_rooms"
-    free = int((~walls).sum()) if options.get("walls") != "four_rooms" else 13
+    free = int((~walls).sum()) if options.get("walls") != "four_rooms" else 20
     assume(free >= 2)
     kind = draw(st.sampled_from(["shared", "assigned", "hidden"]))
     if kind == "shared":
@@ -305,9 +305,8 @@ def test_each_axis_has_its_own_length(size):
     world = world_of(grid_size=size)
     rows, cols = size
     world.place(agents=[(0, 0), (rows - 1, cols - 1)], targets=[(rows - 1, 0)])
-    for _ in range(12):  # into two opposite corners and beyond
-        obs, *_ = world.step(np.array([[RIGHT, LEFT]]))
-        assert not world.collected.all() or cols > 1
+    for _ in range(9):  # into two opposite corners and beyond
+        world.step(np.array([[RIGHT, LEFT]]))
         world.step(np.array([[DOWN, UP]]))
     assert tuple(world.row_col(world.agents[0, 0])) == (rows - 1, cols - 1)
     assert tuple(world.row_col(world.agents[0, 1])) == (0, 0)
@@ -406,19 +405,13 @@ def test_a_hidden_target_moves_nothing_but_what_the_next_agent_sees(n):
 
 
 def test_silence_cannot_solve_hidden_targets():
-    """What an agent and its mates do in silence is the same wherever its own target is."""
-    world = world_of(64, grid_size=(5, 5), n_agents=2, n_targets=2, targets="hidden")
-    rng = np.random.default_rng(0)
-    where = rng.permuted(np.tile(np.arange(25), (64, 1)), axis=1)[:, :1]
-    world.place(agents=[(0, 0), (4, 4)])
-    world.targets[:, 1] = world.cell((0, 4))
-    own = np.array([divmod(x, 5) for x in where[:, 0] % 24])
-    own[(own == (0, 4)).all(1) | (own == (0, 0)).all(1)] = (2, 2)
-    world.targets[:, 0] = world.cell(own)
-    seen = world.place()[:, 0]
-    for action in rng.integers(0, 5, 30):
+    """An agent's observations are the same wherever its own target is, found or not."""
+    own = [cell for cell in itertools.product(range(5), range(5)) if cell not in ((0, 0), (0, 4))]
+    world = world_of(len(own), grid_size=(5, 5), n_targets=2, targets="hidden")
+    seen = world.place(agents=[(0, 0), (4, 4)], targets=[[cell, (0, 4)] for cell in own])[:, 0]
+    for action in np.random.default_rng(0).integers(0, 5, 30):
         assert (seen == seen[0]).all()
-        seen = world.step(np.tile([action, STAY], (64, 1)))[0][:, 0]
+        seen = world.step(np.tile([action, STAY], (len(own), 1)))[0][:, 0]
     assert world.collected[:, 0].any() and not world.collected[:, 0].all()
 
 
@@ -511,7 +504,7 @@ def test_walls_stop_agents_and_keep_things_out():
         np.testing.assert_array_equal(window, padded[r : r + 3, c : c + 3])
 
 
-@pytest.mark.parametrize("size", itertools.product((5, 6, 7, 10), (5, 8, 9)))
+@pytest.mark.parametrize("size", [*itertools.product((5, 6, 7, 10), (5, 8, 9))])
 def test_four_rooms_are_four_and_one_world(size):
     grid = wall_grid(GridWorldConfig(grid_size=size, walls="four_rooms"))
     assert len(parts(grid)) == 1
@@ -673,7 +666,7 @@ def test_the_state_tells_states_apart(options, seed):
 @settings(max_examples=40)
 @given(worlds(), st.integers(0, 1000))
 def test_with_full_view_one_observation_tells_states_apart(options, seed):
-    """What differs in what is still to come differs in what every agent sees: the world is Markov."""
+    """States that differ differ in what every agent sees: the world is Markov."""
     assume(options["targets"] != "hidden")
     world = BatchedGridWorld(24, autoreset=False, **(options | {"view_radius": None}))
     world.reset(seed=seed)

@@ -20,10 +20,19 @@ def page_names() -> list[str]:
     return sorted(p for p in found if p != "index.html" and not p.startswith("_"))
 
 
+def has_player(name: str) -> bool:
+    """Tell whether there is an animation on a page."""
+    return 'class="marl-player' in (SITE / name).read_text(encoding="utf-8")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that takes ``name`` once for every page (once for none, so that it can fail)."""
+    """Run a test once for every page it asks for (once for none, so that it can fail)."""
+    names = page_names()
     if "name" in metafunc.fixturenames:
-        metafunc.parametrize("name", page_names() or ["no site"])
+        metafunc.parametrize("name", names or ["no site"])
+    if "name_with_player" in metafunc.fixturenames:
+        found = list(filter(has_player, names))
+        metafunc.parametrize("name_with_player", found or ["no site"])
 
 
 @pytest.fixture(scope="session")

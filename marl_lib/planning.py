@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +24,8 @@ class Planner:
     Every step, the targets that are left are given to agents so that the sum of path lengths is
     least (Kuhn 1955, by ``scipy.optimize.linear_sum_assignment``); agents without a target go to
     the nearest goal they have not reached, or stay. With at least as many agents as targets this
-    is close to the best play there is: only the order of visits beyond one target an agent, and
-    collisions that cannot be stepped around, are not optimised.
+    is close to the best play there is: the time at which the last agent arrives, the order of
+    visits beyond one target an agent, and collisions that only a detour avoids are not optimised.
 
     Parameters
     ----------
@@ -213,15 +214,20 @@ def policy_value(
     Raises
     ------
     ConfigError
-        If ``gamma`` is not in [0, 1).
+        If ``gamma`` is not in [0, 1].
+    ValueError
+        If ``gamma`` is 1 and the sum of rewards is not finite, as the policy never ends.
     """
-    require(0 <= gamma < 1, "gamma", gamma, "in [0, 1)")
+    require(0 <= gamma <= 1, "gamma", gamma, "in [0, 1]")
     s = np.arange(len(action))
     reward, after = table.reward[s, action], table.next_state[s, action]
     goes_on = gamma * ~table.terminated[s, action]
     value = np.zeros(len(action))
-    while True:
+    # Without discount, play that ends at all ends before it comes to a state twice.
+    sweeps: Iterable[int] = range(len(action) + 1) if gamma == 1 else itertools.count()
+    for _ in sweeps:
         new = reward + goes_on * value[after]
         if np.abs(new - value).max() < tolerance:
             return new
         value = new
+    raise ValueError("gamma is 1 and from some states the policy never ends: no finite value")

@@ -302,12 +302,13 @@ ch01_ex5 = Exercise(
         Case((_sound,), "Your test refuses a right target; work out one row of it by hand again."),
         Case(
             (_stops_at_truncation,),
-            "Your test lets the bug of this section pass, a target that stops at truncation: give "
+            "Your test passes a target that stops at truncation: give "
             "it a row that is truncated and not terminated.",
         ),
         Case(
             (_never_stops_at_all,),
-            "Your test passes a target that never stops: give it a row that is terminated.",
+            "Your test passes the careless target of this chapter: give it a row that is "
+            "terminated.",
         ),
         Case(
             (_drops_the_last_reward,),

@@ -207,7 +207,8 @@ def test_illegal_actions_are_never_taken(share: float) -> None:
         np.add.at(counts, (code.ravel() - 1, explored.ravel()), 1)
     if share == 1.0:  # uniform over what is legal
         for row in counts:
-            assert stats.chisquare(row[row > 0]).pvalue > 1e-4
+            several = row[row > 0]
+            assert len(several) == 1 or stats.chisquare(several).pvalue > 1e-4
         assert [int((row > 0).sum()) for row in counts] == [1, 1, 2, 1, 2, 2, 3]
 
 
@@ -391,23 +392,17 @@ def test_agents_see_only_their_own_observation() -> None:
 
 @pytest.mark.parametrize("share", [True, False])
 def test_what_should_move_moves_and_nothing_else(share: bool) -> None:
-    dqn = learner(share_parameters=share, dueling=True, target_every=3, train_every=2)
-    feed(dqn, 1)  # two steps of each replicate: one update
+    dqn = learner(share_parameters=share, dueling=True, target_every=3, batch_size=256)
+    feed(dqn, 100)
     before, target = dqn.net.flat.clone(), dqn.target.clone()
     assert torch.equal(before, target)
-    dqn.update()
-    assert dqn.updates == 1
+    for updates in (1, 2):
+        dqn.learn_once()
+        assert dqn.updates == updates
+        assert torch.equal(dqn.target, target)
     for name, old in dqn.net.views(before).items():
-        # A unit that is silent on the whole batch gets no gradient; all others move.
-        moved = (dqn.net.params[name] != old).flatten(1).float().mean(1)
-        assert (moved > 0.5).all(), name
-    assert torch.equal(dqn.target, target)
-    feed(dqn, 1)
-    dqn.update()
-    assert torch.equal(dqn.target, target)
-    feed(dqn, 1)
-    dqn.update()
-    assert dqn.updates == 3
+        assert (dqn.net.params[name] != old).all(), name
+    dqn.learn_once()
     assert torch.equal(dqn.target, dqn.net.flat)
     assert dqn.target.data_ptr() != dqn.net.flat.data_ptr()
 
@@ -450,11 +445,11 @@ def test_a_chain_is_learned_to_its_exact_values(double: bool, n_step: int) -> No
 
     With γ = 0.5: Q(1, go) = 1, Q(1, stay) = 0.1 + 0.5, Q(0, go) = 0.5, Q(0, stay) = 0.1 + 0.25.
     Two steps at once say the same only of what is followed by the best action, so there the data
-    are those of the best policy.
+    are those of the best policy, and only its values are compared.
     """
     config = DQNConfig(
         gamma=0.5, learning_rate=0.05, batch_size=64, buffer_size=256, learning_starts=0,
-        train_every=1, target_every=20, hidden=(), double=double, n_step=n_step,
+        train_every=4, target_every=20, hidden=(), double=double, n_step=n_step,
     )  # fmt: skip
     dqn = DQN(2, 2, 1, 4, [0, 1], config)
     rng, eye = np.random.default_rng(0), np.eye(2, dtype=np.float32)
@@ -468,7 +463,7 @@ def test_a_chain_is_learned_to_its_exact_values(double: bool, n_step: int) -> No
             eye[state][:, None], action[:, None], reward[:, None], eye[after][:, None],
             over, np.zeros(8, bool), {},
         )  # fmt: skip
-        dqn.learn_once()
+        dqn.update()
         state = np.where(over, rng.integers(2, size=8), after)
     for _ in range(200):
         dqn.learn_once()

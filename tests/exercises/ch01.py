@@ -205,7 +205,7 @@ WRONG = {
         ex2_below_zero: "below 0",
         ex2_towards_zero: "too soon",
         ex2_backwards: "from the end value to the start",
-        ex2_exponential: "For (25, 1.0, 0.1, 100) the answer is 0.775",
+        ex2_exponential: "For (25, 1, 0.1, 100) the answer is 0.775",
     },
     "ch01_ex3": {
         ex3_rewards_after_the_end: "belong to the next episode",

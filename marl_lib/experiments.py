@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -49,7 +50,7 @@ class ExperimentConfig:
     """
 
     config: str
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     seeds: int = 10
     references: tuple[str, ...] = ()
     description: str = ""
@@ -59,6 +60,12 @@ class ExperimentConfig:
         require(self.seeds >= 1, "seeds", self.seeds, "at least 1")
         for name in self.references:
             choice("reference", name, REFERENCES)
+        labels = [*self.settings, *self.references]
+        require(len(labels) > 0, "settings", self.settings, "at least one, or a reference")
+        require(len(labels) == len(set(labels)), "settings", labels, "unlike the references")
+        for label in labels:  # becomes part of a file's name
+            ok = isinstance(label, str) and re.fullmatch(r"[\w.-]+", label)
+            require(bool(ok), "a label of settings", label, "of letters, digits, '_', '.' and '-'")
 
 
 def shipped_experiments() -> dict[str, Path]:
@@ -105,7 +112,7 @@ def run_experiment(
     n_jobs : int
         Processes.
     overwrite : bool
-        Allow files of an earlier run to be replaced.
+        Allow the files of an earlier run to be replaced, all of them.
     command : str or None
         What to record as the command that makes the result again.
 
@@ -130,12 +137,16 @@ def run_experiment(
         for label, config in configs.items()
         for first in range(0, count, size)
     ]
-    records = joblib.Parallel(n_jobs=n_jobs)(joblib.delayed(run_setting)(*unit) for unit in units)
-    found = [record for several in records for record in several]
-    found += [_reference(r, run_config(base, overrides or {})) for r in experiment.references]
+    # What can fail is done before the long part, which would be lost with it.
     made_by = command or f"marl experiment {name_or_path}"
     extra = {"experiment": name, "command": made_by, **provenance()}
-    return [_write(folder, {**extra, **record}) for record in found]
+    found = [_reference(r, run_config(base, overrides or {})) for r in experiment.references]
+    records = joblib.Parallel(n_jobs=n_jobs)(joblib.delayed(run_setting)(*unit) for unit in units)
+    found += [record for several in records for record in several]
+    paths = [_write(folder, {**extra, **record}) for record in found]
+    for stale in set(folder.glob("*.json")) - set(paths):
+        stale.unlink()  # of the earlier run that was to be replaced: never two runs in one folder
+    return paths
 
 
 def _with_seeds(config: RunConfig, first: int, count: int) -> RunConfig:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -156,7 +155,7 @@ class Replay:
         self.size, self.head = state["size"], state["head"]
         for name, value in state["data"].items():
             self.data[name][: self.size] = value
-        self.streams.load_state_dict({k: np.asarray(v) for k, v in state["streams"].items()})
+        self.streams.load_state_dict({k: v.numpy() for k, v in state["streams"].items()})
 
 
 def _at_the_end(name: str) -> bool:

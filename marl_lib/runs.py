@@ -7,6 +7,7 @@ import datetime
 import importlib.metadata
 import json
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from marl_lib.training import (
     MakeEnv,
     OffPolicyTrainer,
     TrainingResult,
-    load_checkpoint,
+    checkpoint,
 )
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -194,10 +195,9 @@ def train(config: RunConfig, folder: str | Path, progress: bool = True) -> Train
             f"{folder} already holds a run; resume it with `marl train --resume {folder}` "
             "or choose another --folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     trainer = make_trainer(config, folder, progress)
-    (folder / "config.yaml").write_text(yaml.safe_dump(to_mapping(config), sort_keys=False))
     trainer.save()  # so that a run stopped at any time can be resumed
+    (folder / "config.yaml").write_text(yaml.safe_dump(to_mapping(config), sort_keys=False))
     return _finish(trainer, folder)
 
 
@@ -226,7 +226,8 @@ def load_learner(folder: str | Path) -> tuple[RunConfig, Any]:
     """Return the configuration and the trained learner of the run in ``folder``."""
     config = load_config(folder)
     learner = build_learner(config, world_maker(config)(1))
-    learner.load_state_dict(load_checkpoint(Path(folder) / "checkpoint.pt")["learner"])
+    with checkpoint(Path(folder) / "checkpoint.pt") as state:
+        learner.load_state_dict(state["learner"])
     return config, learner
 
 
@@ -246,11 +247,12 @@ def _commit() -> str:
     """Return the commit the library was run from, with + if files differ from it."""
     here = Path(__file__).parent
     git = partial(subprocess.run, capture_output=True, text=True, cwd=here)
-    found = git(["git", "rev-parse", "--short=12", "HEAD"])
-    if found.returncode:
+    # A repository around an environment that the package is installed in does not know this file.
+    if not shutil.which("git") or git(["git", "ls-files", "--error-unmatch", __file__]).returncode:
         return f"release {importlib.metadata.version('marl-lib')}"
+    found = git(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
     changed = git(["git", "status", "--porcelain", "--", str(here)]).stdout.strip()
-    return found.stdout.strip() + ("+" if changed else "")
+    return found + ("+" if changed else "")
 
 
 def _processor() -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ import torch
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from marl_lib.config import require
@@ -231,8 +233,7 @@ class OffPolicyTrainer:
                 if self._due(c.checkpoint_every) and self.steps < c.timesteps:
                     self.seconds = time.monotonic() - started
                     self.save()
-            if not self.curve.steps or self.curve.steps[-1] < self.steps:
-                self._evaluate(bar)
+            self._evaluate(bar)
         final = evaluate(self.make_env, self.learner.policy(), self.replicates, c.final_episodes)
         self.seconds = time.monotonic() - started
         self.save()
@@ -263,6 +264,8 @@ class OffPolicyTrainer:
                 )
 
     def _evaluate(self, bar: tqdm) -> None:
+        if self.curve.steps[-1:] == [self.steps]:
+            return  # done already: the end is a multiple of ``eval_every``, or a run is prolonged
         policy, episodes = self.learner.policy(), self.config.eval_episodes
         figures = evaluate(self.make_env, policy, self.replicates, episodes)
         means = {name: value.mean(1) for name, value in figures.items()}
@@ -293,16 +296,15 @@ class OffPolicyTrainer:
         """Load the folder's checkpoint, so that :meth:`train` goes on from it bit for bit."""
         if self.log is None:
             raise ValueError("nothing to resume: the trainer has no folder")
-        state = load_checkpoint(self.log.checkpoint)
-        self.steps, self.seconds = state["steps"], state["seconds"]
-        self.curve = Curve(**state["curve"])
-        self.metrics = {k: v.numpy() for k, v in state["metrics"].items()}
-        self.log.cut(state["log_bytes"])
-        torch.set_rng_state(state["torch"])
-        self.learner.load_state_dict(state["learner"])
-        self.env.load_state_dict(state["env"])
-        self.obs = state["obs"].numpy()
-        self.info = {k: v.numpy() for k, v in state["info"].items()}
+        with checkpoint(self.log.checkpoint) as state:
+            self.steps, self.seconds = state["steps"], state["seconds"]
+            self.curve = Curve(**state["curve"])
+            self.metrics = _to_arrays(state["metrics"])
+            torch.set_rng_state(state["torch"])
+            self.learner.load_state_dict(state["learner"])
+            self.env.load_state_dict(_to_arrays(state["env"]))
+            self.obs, self.info = state["obs"].numpy(), _to_arrays(state["info"])
+            self.log.cut(state["log_bytes"])
 
 
 class RunLog:
@@ -349,6 +351,13 @@ def _to_tensors(state: Any) -> Any:
     return torch.from_numpy(state) if isinstance(state, np.ndarray) else state
 
 
+def _to_arrays(state: Any) -> Any:
+    """Undo :func:`_to_tensors`."""
+    if isinstance(state, dict):
+        return {k: _to_arrays(v) for k, v in state.items()}
+    return state.numpy() if isinstance(state, Tensor) else state
+
+
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write ``state`` so that a crash leaves the old file or the new one, never half of one.
 
@@ -374,19 +383,26 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         raise CheckpointError(f"cannot write the checkpoint {path}: {cause}") from error
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; it can hold tensors, numbers and text, but no code.
+@contextlib.contextmanager
+def checkpoint(path: Path) -> Iterator[dict[str, Any]]:
+    """Read a checkpoint, for the time in which it is taken over.
+
+    It can hold tensors, numbers and text, but no code.
 
     Raises
     ------
     CheckpointError
-        If there is none, or it is damaged.
+        If there is none, if it is damaged, or if what is to take it over has other shapes.
     """
     if not path.exists():
         raise CheckpointError(f"there is no checkpoint at {path}")
     try:
-        return torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        raise CheckpointError(f"the checkpoint {path} is damaged or not a checkpoint") from error
+    try:
+        yield state
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"the checkpoint {path} is damaged or not a checkpoint of this version"
+            f"the checkpoint {path} belongs to another configuration or version"
         ) from error

@@ -7,6 +7,7 @@
 * Recorded results are copied beside the page that lists them, so that its links lead to the files.
 * Docstrings: those of the library are plain prose. Shapes in them are set as code, types in them
   are words and no links, and the classes of the library that a class extends are named.
+* Marks: the comment that has nbval compare a cell's output stays in the notebook, not on the page.
 * Small repairs: the root of the site leads to the landing page, and the bibliography does without
   ARIA roles that browsers no longer know.
 """
@@ -29,6 +30,7 @@ from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 
 SHAPE = re.compile(r"(?<![\w`])\([A-Z],[^()`\n]*\)(?!`)")  # (B, N, D), (G, *shape)
+NBVAL_MARK = "# NBVAL_CHECK_OUTPUT\n"
 ROOT_PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -104,6 +106,14 @@ def drop_roles(
         context["body"] = context.get("body", "").replace(role, kept)
 
 
+def drop_marks(app: Sphinx, doctree: nodes.document) -> None:
+    """Take the mark for nbval off the cells as they are shown."""
+    for block in doctree.findall(nodes.literal_block):
+        if block.astext().startswith(NBVAL_MARK):
+            shown = block.astext().removeprefix(NBVAL_MARK)
+            block.rawsource, block[:] = shown, [nodes.Text(shown)]
+
+
 def set_shapes_as_code(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
@@ -138,6 +148,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("build-finished", copy_results)
     app.connect("build-finished", write_root_page)
     app.connect("html-page-context", drop_roles)
+    app.connect("doctree-read", drop_marks)
     app.connect("autodoc-process-docstring", set_shapes_as_code)
     app.connect("autodoc-process-docstring", name_bases)
     app.connect("warn-missing-reference", is_word)

@@ -345,6 +345,6 @@ class DQN:
         self.net.flat.copy_(state["parameters"])
         self.target.copy_(state["target"])
         self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
-        self.streams.load_state_dict({k: np.asarray(v) for k, v in state["streams"].items()})
+        self.streams.load_state_dict({k: v.numpy() for k, v in state["streams"].items()})
         self.steps, self.updates = state["steps"], state["updates"]
         self.replay.load_state_dict(state["replay"])

@@ -36,7 +36,7 @@ def _last_step_free(distance: int, gamma: float) -> float:
 
 
 ch01_ex1 = Exercise(
-    "Exercise 1",
+    "Exercise 1.1",
     [Case((d, gamma)) for gamma in (0.9, 0.5) for d in (1, 2, 3, 8)],
     _value_at,
     [
@@ -75,7 +75,7 @@ def _backwards(step: int, start: float, end: float, over: int) -> float:
 
 
 ch01_ex2 = Exercise(
-    "Exercise 2",
+    "Exercise 1.2",
     [Case((step, 1.0, 0.1, 100)) for step in (0, 25, 50, 95, 100, 101, 300)]
     + [Case((30, 0.5, 0.2, 60))],
     _linear,
@@ -155,7 +155,7 @@ def _rewards_not_discounted(
 
 
 ch01_ex3 = Exercise(
-    "Exercise 3",
+    "Exercise 1.3",
     [
         Case(
             (
@@ -232,7 +232,7 @@ def _double_without_end(
 
 
 ch01_ex4 = Exercise(
-    "Exercise 4",
+    "Exercise 1.4",
     [
         Case(
             (
@@ -297,7 +297,7 @@ def _takes_the_mean(
 
 
 ch01_ex5 = Exercise(
-    "Exercise 5",
+    "Exercise 1.5",
     [
         Case((_sound,), "Your test refuses a right target; work out one row of it by hand again."),
         Case(

@@ -44,7 +44,7 @@ def _both_play_it(payoff: Array, row_policy: Array) -> Array:
 
 
 ch02_ex1 = Exercise(
-    "Exercise 1",
+    "Exercise 2.1",
     [
         Case((_GAME, np.array([0.1, 0.3, 0.6]))),
         Case((_GAME, np.array([0.0, 1.0, 0.0]))),
@@ -107,7 +107,7 @@ def _exactly_one(epsilon: float, n: int) -> float:
 
 
 ch02_ex2 = Exercise(
-    "Exercise 2",
+    "Exercise 2.2",
     [Case((e, n)) for e, n in ((0.05, 2), (0.05, 3), (0.3, 3), (0.5, 4), (0.05, 20))],
     _some_mate,
     [
@@ -169,7 +169,7 @@ def _unshared(reward: Array) -> Array:
 
 
 ch02_ex3 = Exercise(
-    "Exercise 3",
+    "Exercise 2.3",
     [
         Case((np.array([[10.0, -0.25, 0.0], [2.0, 3.0, 4.0]]),)),
         Case((np.array([[1.0, 3.0], [0.0, -2.0], [5.0, 5.0], [8.0, 0.0]]),)),
@@ -238,7 +238,7 @@ def _just_the_change(value: Array, reward: Array, up: float, down: float) -> Arr
 
 
 ch02_ex4 = Exercise(
-    "Exercise 4",
+    "Exercise 2.4",
     [
         Case((2.0, 7.0, 0.1, 0.01)),
         Case((2.0, -30.0, 0.1, 0.01)),
@@ -347,7 +347,7 @@ _SOME_LEFT = np.array(
 )
 
 ch02_ex5 = Exercise(
-    "Exercise 5",
+    "Exercise 2.5",
     [
         Case(
             (_SOME_LEFT,),

@@ -20,18 +20,22 @@ class TeamOfOne(BatchedParallelEnv):
 
     def __init__(self, env: BatchedVectorEnv):
         assert isinstance(env.single_action_space, spaces.Discrete | spaces.Box)
-        obs_dim = int(np.prod(env.single_observation_space.shape or (1,)))
+        space = env.single_observation_space
+        assert isinstance(space, spaces.Box)
+        obs_dim = space.shape[0]
         super().__init__(
             env.num_envs, 1, obs_dim, env.single_action_space, env.max_steps, env.autoreset
         )
         self.env = env
-        self.single_observation_space = env.single_observation_space
+        self.single_observation_space = space
+        self.elapsed = env.elapsed  # the same array
 
     def reset(
         self, *, seed: Seeds = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start new episodes; observations are (B, 1, D)."""
         obs, info = self.env.reset(seed=seed, options=options)
+        self.streams = self.env.streams
         return obs[:, None], info
 
     def step(self, action: np.ndarray) -> Step:
@@ -57,6 +61,7 @@ class TeamOfOne(BatchedParallelEnv):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the wrapped environments."""
         self.env.load_state_dict(state)
+        self.streams = self.env.streams
 
     def render_rgb(self, index: int = 0) -> np.ndarray:
         """Return a picture of environment ``index``, (height, width, 3) uint8."""

@@ -6,6 +6,7 @@ import importlib
 from types import SimpleNamespace
 
 import pytest
+from docutils import nodes
 
 
 @pytest.fixture
@@ -97,3 +98,12 @@ def test_public_bases_are_named_for_private_ones(book_site):
     untouched: list[str] = []
     book_site.name_bases(None, "class", "object", SimpleNamespace, None, untouched)
     assert untouched == []
+
+
+def test_the_mark_for_nbval_is_not_shown(book_site):
+    mark, code = "# NBVAL_CHECK_OUTPUT", "print(1)\n"
+    blocks = [nodes.literal_block(text, text) for text in (f"{mark}\n{code}", f"{code}{mark}\n")]
+    doctree = nodes.container("", *blocks)
+    book_site.drop_marks(None, doctree)
+    assert [block.astext() for block in blocks] == [code, f"{code}{mark}\n"]
+    assert blocks[0].rawsource == code, "Sphinx highlights only what it finds unchanged"

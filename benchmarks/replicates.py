@@ -1,7 +1,7 @@
 """What ten replicates in one process cost, as a multiple of one.
 
-``python benchmarks/replicates.py`` times DQN updates (draw, loss, gradients, optimiser) of one and of
-ten replicates in turns and shows medians and their ratio.
+``python -m benchmarks.replicates`` times DQN updates (draw, loss, gradients, optimiser) of one and
+of ten replicates in turns and shows medians and their ratio.
 """
 
 from __future__ import annotations

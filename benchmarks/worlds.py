@@ -1,6 +1,6 @@
 """How fast the worlds step, beside gymnasium's, in one run.
 
-``python benchmarks/worlds.py`` prints environment steps per second under random play, episodes and
+``python -m benchmarks.worlds`` prints environment steps per second under random play, episodes and
 their restarts included. Ours and theirs take turns, and the median over the turns is shown, so that
 the ratio holds on a machine that is busy with other things.
 """

@@ -238,7 +238,7 @@ def provenance() -> dict[str, Any]:
         "commit": _commit(),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
-        "machine": f"{platform.machine()}, {_processor()}, {torch.get_num_threads()} torch threads",
+        "machine": f"{platform.machine()}, {_processor()}",
         "date": datetime.date.today().isoformat(),
     }
 

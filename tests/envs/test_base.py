@@ -115,7 +115,10 @@ def test_seeds_must_share_the_rows_evenly(seeds):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((0,), "num_envs must be at least 1, got 0"), ((1, 0), "max_steps must be at least 1 or None")],
+    [
+        ((0,), "num_envs must be at least 1, got 0"),
+        ((1, 0), "max_steps must be at least 1 or None"),
+    ],
 )
 def test_wrong_sizes_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -216,7 +219,8 @@ def test_memory_is_not_shared_with_the_caller():
     world = BatchedGridWorld(4, grid_size=(4, 4), max_steps=3, n_goals=1, action_masks=True)
     obs, info = world.reset(seed=0)
     rng = np.random.default_rng(0)
-    kept: list[tuple[Any, Any]] = [(obs, obs.copy()), (info["action_mask"],) * 2]
+    mask = info["action_mask"]
+    kept: list[tuple[Any, Any]] = [(obs, obs.copy()), (mask, mask.copy())]
     for _ in range(8):
         obs, reward, terminated, truncated, info = world.step(rng.integers(0, 5, (4, 2)))
         arrays = [obs, reward, terminated, truncated, info["final_obs"], info["final_mask"]]

@@ -1,0 +1,299 @@
+"""Experiments: files with provenance, the same figures however the work is spread."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pytest
+from dask.distributed import Client, LocalCluster
+
+from marl_lib import experiments, runs
+from marl_lib.config import ConfigError
+from marl_lib.experiments import curves, final_scores, load_results, run_experiment
+from marl_lib.planning import Planner
+from marl_lib.rollout import play
+from marl_lib.training import EVALUATION_SEED
+
+BASE: dict[str, Any] = {
+    "num_envs": 4, "timesteps": 200, "eval_every": 100, "eval_episodes": 3, "final_episodes": 4,
+    "env_options": {"grid_size": [4, 4], "n_agents": 2, "n_targets": 2, "max_steps": 10},
+    "dqn": {"hidden": [8], "batch_size": 8, "buffer_size": 160, "learning_starts": 40},
+}  # fmt: skip
+PLAN: dict[str, Any] = {
+    "description": "Two settings.",
+    "seeds": 3,
+    "settings": {"plain": None, "no-double": {"dqn": {"double": False, "gamma": 0.5}}},
+    "references": ["planner", "random"],
+}
+# What the book's pages rely on.
+KEYS = {
+    "experiment", "algorithm", "env", "seed", "config", "evaluation", "commit", "versions",
+    "device", "machine", "command", "date",
+}  # fmt: skip
+LEARNED = {"curve", "wall_clock_seconds", "replicates_in_process"}
+
+
+def write_plan(folder: Path, base: dict | None = None, **changes: Any) -> Path:
+    """Write an experiment and its configuration (JSON is YAML); return the experiment's path."""
+    (folder / "base.yaml").write_text(json.dumps(BASE | (base or {})))
+    path = folder / "two.yaml"
+    path.write_text(json.dumps(PLAN | {"config": str(folder / "base.yaml")} | changes))
+    return path
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return an experiment's path and its results, all seeds in this process; not to be changed."""
+    folder = tmp_path_factory.mktemp("experiment")
+    path = write_plan(folder)
+    run_experiment(path, folder / "results", command="marl experiment two")
+    return path, folder / "results"
+
+
+def learned(results: Path) -> dict[str, dict[str, Any]]:
+    """Return what the runs that learn came to, without what each machine does its own way."""
+    return {
+        path.name: {k: record[k] for k in ("algorithm", "seed", "curve", "evaluation")}
+        for path in sorted(results.glob("two/*.json"))
+        if "curve" in (record := json.loads(path.read_text()))
+    }
+
+
+def assert_same_figures(a: Path, b: Path) -> None:
+    """Two folders hold the same curves and final episodes, to rounding."""
+    one, other = learned(a), learned(b)
+    assert one.keys() == other.keys() and len(one) == 6
+    for name, record in one.items():
+        for part in ("curve", "evaluation"):
+            assert record[part].keys() == other[name][part].keys()
+            for figure, values in record[part].items():
+                np.testing.assert_allclose(values, other[name][part][figure], atol=1e-4)
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+def test_every_run_has_a_file_with_all_that_made_it(recorded: tuple[Path, Path]) -> None:
+    _, results = recorded
+    labels = [f"{label}-{seed}.json" for label in ("plain", "no-double") for seed in range(3)]
+    found = {p.name: json.loads(p.read_text()) for p in (results / "two").iterdir()}
+    assert set(found) == {*labels, "planner-0.json", "random-0.json"}
+    for name, record in found.items():
+        assert set(record) == (KEYS | LEARNED if name in labels else KEYS)
+        assert record["experiment"] == "two" and record["env"] == "GridWorld"
+        assert f"{record['algorithm']}-{record['seed']}.json" == name
+        assert record["command"] == "marl experiment two" and record["device"] == "cpu"
+        assert set(record["versions"]) > {"python", "torch", "numpy"}
+        figures = {"episode_return", "episode_length", "targets_collected"}
+        assert set(record["evaluation"]) == figures
+        assert all(len(values) == 4 for values in record["evaluation"].values())
+        if name in labels:
+            assert record["curve"]["steps"] == [0, 100, 200]
+            assert set(record["curve"]) == figures | {"steps"}
+            assert record["replicates_in_process"] == 3 and record["wall_clock_seconds"] > 0
+    kept = found["no-double-2.json"]["config"]
+    assert (kept["dqn"]["double"], kept["dqn"]["gamma"]) == (False, 0.5)
+    assert found["plain-2.json"]["config"]["dqn"]["double"] is True
+    assert kept["env_options"]["max_steps"] == 10 and kept["dqn"]["train_every"] > 0  # all of it
+
+
+def test_a_record_is_the_run_of_its_seed(recorded: tuple[Path, Path]) -> None:
+    _, results = recorded
+    record = json.loads((results / "two" / "no-double-2.json").read_text())
+    config = runs.run_config(record["config"], {"seed": record["seed"], "replicates": 1})
+    result = runs.make_trainer(config, progress=False).train()
+    values = result.curve.array()[0]
+    np.testing.assert_allclose(record["curve"]["episode_return"], values, atol=1e-4)
+    final = result.final["episode_return"][0]
+    np.testing.assert_allclose(record["evaluation"]["episode_return"], final, atol=1e-4)
+    other = json.loads((results / "two" / "no-double-1.json").read_text())
+    assert other["curve"]["episode_return"] != record["curve"]["episode_return"]
+
+
+def test_references_are_judged_on_the_learners_worlds(recorded: tuple[Path, Path]) -> None:
+    _, results = recorded
+    records = load_results("two", results)
+    planner, random = (records[name][0]["evaluation"] for name in ("planner", "random"))
+    world = runs.world_maker(runs.run_config(BASE))(4)
+    episodes = play(world, Planner(world), EVALUATION_SEED)
+    np.testing.assert_allclose(planner["episode_return"], episodes.returns, rtol=1e-5)
+    assert planner["targets_collected"] == [1.0] * 4
+    assert np.mean(random["episode_return"]) < np.mean(planner["episode_return"])
+
+
+def test_results_come_back_by_label_in_the_order_of_their_seeds(tmp_path: Path) -> None:
+    for seed in (10, 2, 1):
+        for label in ("b", "a"):
+            record = {
+                "algorithm": label, "seed": seed,
+                "curve": {"steps": [0, 5], "episode_return": [0.0, float(seed)]},
+                "evaluation": {"episode_return": [seed, seed + 1.0]},
+            }  # fmt: skip
+            experiments._write(tmp_path / "x", record)
+    found = load_results("x", tmp_path)
+    assert list(found) == ["a", "b"]
+    assert [r["seed"] for r in found["a"]] == [1, 2, 10]
+    steps, values = curves(found["a"])
+    assert steps.tolist() == [0, 5] and values.tolist() == [[0, 1], [0, 2], [0, 10]]
+    assert final_scores(found["b"]).tolist() == [1.5, 2.5, 10.5]
+    assert not list(tmp_path.rglob("*.part"))
+    with pytest.raises(ConfigError, match=r"experiment 'y' is not known.*choices: x"):
+        load_results("y", tmp_path)
+
+
+def test_results_are_not_replaced_by_accident(recorded: tuple[Path, Path], tmp_path: Path) -> None:
+    plan, results = recorded
+    before = {p: p.read_bytes() for p in results.rglob("*.json")}
+    with pytest.raises(ConfigError, match=rf"{results / 'two'} already holds results.*--overwrite"):
+        run_experiment(plan, results)
+    assert {p: p.read_bytes() for p in results.rglob("*.json")} == before
+
+
+def test_replaced_results_are_replaced_whole(tmp_path: Path) -> None:
+    """Runs of two configurations in one folder would be drawn as one curve."""
+    plan = write_plan(tmp_path, settings={"plain": {}}, references=["random"], seeds=2)
+    run_experiment(plan, tmp_path)
+    (tmp_path / "two" / "notes.txt").write_text("mine")
+    paths = run_experiment(plan, tmp_path, overwrite=True, seeds=1, overrides={"timesteps": 100})
+    assert {p.name for p in paths} == {"plain-0.json", "random-0.json"}
+    left = {p.name for p in (tmp_path / "two").iterdir()}
+    assert left == {"plain-0.json", "random-0.json", "notes.txt"}
+    assert load_results("two", tmp_path)["plain"][0]["config"]["timesteps"] == 100
+
+
+@pytest.mark.parametrize("name", experiments.shipped_experiments())
+def test_what_ships_can_be_run(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The whole plan, with a stand-in for the training itself."""
+    asked: list[tuple[str, runs.RunConfig]] = []
+    monkeypatch.setattr(experiments, "run_setting", lambda *unit: asked.append(unit) or [])
+    _, experiment = experiments.find_experiment(name)
+    paths = run_experiment(name, tmp_path, per_process=4)
+    sizes = [min(4, experiment.seeds - first) for first in range(0, experiment.seeds, 4)]
+    assert [c.replicates for _, c in asked] == sizes * len(experiment.settings)
+    assert [c.seed for _, c in asked][: len(sizes)] == list(range(0, experiment.seeds, 4))
+    assert len(paths) == len(experiment.references)
+    assert all(c.timesteps >= 1_000 for _, c in asked)
+
+
+# What is refused, before anything runs ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"settings": {"a": {"dqn": {"gama": 1}}}}, "configuration key in dqn 'gama' is not known"),
+        ({"settings": {"a": {"timesteps": "x"}}}, "timesteps must be of type int, got 'x'"),
+        ({"settings": {"a": "fast"}}, "settings.a must be"),
+        ({"settings": {"a/b": {}}}, "a label of settings must be of letters"),
+        ({"settings": {"random": {}}}, "settings must be unlike the references"),
+        ({"settings": {}, "references": []}, "settings must be at least one, or a reference"),
+        ({"references": ["oracle"]}, "reference 'oracle' is not known (choices: planner, random)"),
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"setting": {}}, "configuration key 'setting' is not known; did you mean 'settings'?"),
+        ({"config": "nosuch"}, "configuration 'nosuch' is not known"),
+        (
+            {"base": {"env": "CartPole-v1", "env_options": {}}, "settings": {"plain": {}}},
+            "there is no planner for CartPole-v1",
+        ),
+    ],
+)
+def test_a_wrong_plan_is_refused_before_anything_runs(
+    changes: dict, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiments, "run_setting", lambda *unit: pytest.fail("it ran"))
+    plan = write_plan(tmp_path, **changes)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        run_experiment(plan, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_unknown_experiment_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="experiment 'independent' is not known; did you mean"):
+        run_experiment("independent", tmp_path)
+    with pytest.raises(ConfigError, match=r"cannot read .*none\.yaml"):
+        run_experiment(str(tmp_path / "none.yaml"), tmp_path)
+
+
+# Spread over processes ----------------------------------------------------------------------------
+
+
+def test_how_seeds_share_processes_does_not_change_the_curves(
+    recorded: tuple[Path, Path], tmp_path: Path
+) -> None:
+    plan, together = recorded
+    run_experiment(plan, tmp_path / "uneven", per_process=2)  # two seeds, then one
+    assert_same_figures(together, tmp_path / "uneven")
+
+
+def watched(marks: Path) -> Callable[..., list[dict[str, Any]]]:
+    """Return a ``run_setting`` that leaves a file named after the process that does the work.
+
+    The first piece of work of a process waits for another process to have one too, so that a quick
+    one cannot do everything alone.
+    """
+    folder = str(marks)
+    marks.mkdir()
+
+    def run(label: str, config: Any) -> list[dict[str, Any]]:
+        import os
+        import time
+        from pathlib import Path
+
+        from marl_lib.experiments import run_setting
+
+        (Path(folder) / f"{os.getpid()}-{label}-{config.seed}").touch()
+        deadline = time.monotonic() + 60
+        while len({p.name.split("-")[0] for p in Path(folder).iterdir()}) < 2:
+            assert time.monotonic() < deadline, "no other process took part"
+            time.sleep(0.01)
+        return run_setting(label, config)
+
+    return run
+
+
+def processes(marks: Path) -> set[int]:
+    names = [p.name for p in marks.iterdir()]
+    assert sorted(n.split("-", 1)[1] for n in names) == sorted(
+        f"{label}-{seed}" for label in ("plain", "no-double") for seed in range(3)
+    )
+    return {int(name.split("-")[0]) for name in names}
+
+
+def test_two_processes_of_joblib_give_the_same_results(
+    recorded: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, together = recorded
+    monkeypatch.setattr(experiments, "run_setting", watched(tmp_path / "marks"))
+    run_experiment(plan, tmp_path, per_process=1, n_jobs=2)
+    assert len(processes(tmp_path / "marks") - {os.getpid()}) == 2
+    assert_same_figures(together, tmp_path)
+
+
+def test_the_same_call_runs_on_a_dask_cluster(
+    recorded: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, together = recorded
+    monkeypatch.setattr(experiments, "run_setting", watched(tmp_path / "marks"))
+    with (
+        LocalCluster(
+            n_workers=2,
+            processes=True,
+            threads_per_worker=1,
+            dashboard_address=None,
+            local_directory=str(tmp_path),
+        ) as cluster,
+        Client(cluster) as client,
+        joblib.parallel_config(backend="dask"),
+    ):
+        workers = set(client.run(os.getpid).values())
+        run_experiment(plan, tmp_path, per_process=1)
+    assert processes(tmp_path / "marks") == workers and len(workers) == 2
+    assert os.getpid() not in workers
+    assert_same_figures(together, tmp_path)

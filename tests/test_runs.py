@@ -1,0 +1,261 @@
+"""A run's configuration (where it comes from, what is refused) and what its folder keeps."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from marl_lib import runs
+from marl_lib.config import ConfigError, to_mapping
+from marl_lib.envs import ENVS
+from marl_lib.rollout import play
+from marl_lib.training import EVALUATION_SEED
+
+TINY: dict[str, Any] = {
+    "seed": 2, "num_envs": 4, "timesteps": 200, "eval_every": 100, "eval_episodes": 3,
+    "final_episodes": 6,
+    "env_options": {"grid_size": [3, 3], "n_agents": 2, "n_targets": 2, "max_steps": 10},
+    "dqn": {"hidden": [8], "batch_size": 8, "buffer_size": 160, "learning_starts": 40},
+}  # fmt: skip
+
+
+# Where a configuration comes from -----------------------------------------------------------------
+
+
+def test_what_nobody_says_is_what_ships_for_that_world_and_algorithm() -> None:
+    shipped = yaml.safe_load((runs.CONFIGS / "gridworld-dqn.yaml").read_text())
+    assert to_mapping(runs.run_config()) == to_mapping(runs.run_config({"env": "GridWorld"}))
+    found = to_mapping(runs.run_config())
+    for key, value in shipped.items():
+        for name, inner in value.items() if isinstance(value, dict) else [(None, value)]:
+            assert (found[key] if name is None else found[key][name]) == inner
+
+
+def test_later_layers_lie_over_earlier_ones_key_by_key() -> None:
+    config = runs.run_config(
+        {"seed": 1, "dqn": {"gamma": 0.5, "batch_size": 7}}, {"dqn": {"gamma": 0.25}}, {"seed": 9}
+    )
+    assert config.seed == 9
+    assert (config.dqn.gamma, config.dqn.batch_size) == (0.25, 7)  # type: ignore[attr-defined]
+    shipped = yaml.safe_load((runs.CONFIGS / "gridworld-dqn.yaml").read_text())
+    assert config.dqn.train_every == shipped["dqn"]["train_every"]  # type: ignore[attr-defined]
+
+
+def test_another_world_does_not_take_the_settings_of_the_grid() -> None:
+    config = runs.run_config({"env": "CartPole-v1"})
+    assert set(to_mapping(config)["env_options"]) == {"max_steps", "physics"}
+    assert config.timesteps == runs.RunConfig.timesteps
+
+
+@pytest.mark.parametrize("name", runs.shipped())
+def test_what_ships_can_be_run(name: str) -> None:
+    config = runs.run_config(runs.find_config(name))
+    env = runs.world_maker(config)(2)
+    learner = runs.build_learner(config, env)
+    assert len(learner.seeds) == config.replicates
+    assert set(runs.find_config(name)) <= set(to_mapping(config))
+
+
+@pytest.mark.parametrize("env", ENVS)
+def test_every_world_can_be_trained_on(env: str) -> None:
+    changes = {k: v for k, v in TINY.items() if k != "env_options"} | {"timesteps": 60}
+    changes |= {"env": env, "env_options": {"max_steps": 12}}
+    result = runs.make_trainer(runs.run_config(changes), progress=False).train()
+    assert result.final["episode_return"].shape == (1, 6)
+    assert (result.final["episode_length"] <= 12).all()
+
+
+def test_numbers_as_people_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("timesteps: 1_000\ndqn: {learning_rate: 3e-4, gamma: 1, hidden: [32, 16]}\n")
+    config = runs.run_config(runs.find_config(str(path)))
+    assert config.timesteps == 1000
+    dqn = config.dqn  # type: ignore[attr-defined]
+    assert dqn.learning_rate == 3e-4 and isinstance(dqn.learning_rate, float)
+    assert dqn.gamma == 1.0 and isinstance(dqn.gamma, float)
+    assert dqn.hidden == (32, 16)
+
+
+def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
+    walls = {"walls": ["..#", "...", "#.."], "action_masks": True, "view_radius": 1}
+    config = runs.run_config(TINY, {"env_options": walls, "threads": None, "replicates": 3})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_mapping(config)))
+    assert to_mapping(runs.load_config(tmp_path)) == to_mapping(config)
+    assert runs.load_config(tmp_path).seeds == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"timestep": 5}, "configuration key 'timestep' is not known; did you mean 'timesteps'?"),
+        ({"dqn": {"gama": 0.9}}, "in dqn 'gama' is not known; did you mean 'gamma'? (choices: "),
+        ({"env_options": {"size": 3}}, "configuration key in env_options 'size' is not known"),
+        ({"env": "Gridworld"}, "environment 'Gridworld' is not known; did you mean 'GridWorld'?"),
+        ({"algorithm": "ppo"}, "algorithm 'ppo' is not known (choices: dqn)"),
+        ({"timesteps": "many"}, "timesteps must be of type int, got 'many'"),
+        ({"timesteps": 1.5}, "timesteps must be of type int, got 1.5"),
+        ({"timesteps": True}, "timesteps must be of type int, got True"),
+        ({"dqn": {"gamma": "high"}}, "dqn.gamma must be of type float, got 'high'"),
+        ({"dqn": {"hidden": 64}}, "dqn.hidden must be a list, got 64"),
+        ({"dqn": {"hidden": [64, "x"]}}, "dqn.hidden[1] must be of type int, got 'x'"),
+        ({"dqn": {"double": 1}}, "dqn.double must be of type bool, got 1"),
+        ({"dqn": 3}, "dqn must be a mapping, got 3"),
+        ({"dqn": {"gamma": 2}}, "gamma must be in [0, 1], got 2.0"),
+        ({"dqn": {"learning_rate": float("nan")}}, "learning_rate must be positive, got nan"),
+        ({"timesteps": 0}, "timesteps must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"replicates": 0}, "replicates must be at least 1, got 0"),
+        ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
+        ({"threads": 0}, "threads must be at least 1 or null, got 0"),
+        ({"device": "abacus"}, "device 'abacus' cannot be used"),
+        ({"env_options": {"targets": "all"}}, "env_options.targets 'all' is not known"),
+        (
+            {"env_options": {"grid_size": [1, 1]}},
+            "n_agents + n_targets + n_goals must be at most 1",
+        ),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_name(values: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        runs.make_trainer(runs.run_config(values), progress=False)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_buffer_too_small_for_the_environments_is_refused(tmp_path: Path) -> None:
+    config = runs.run_config({"dqn": {"buffer_size": 63}, "num_envs": 64})
+    with pytest.raises(ConfigError, match="buffer_size must be at least 64 here, got 63"):
+        runs.train(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_files_that_are_no_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    for text, message in [("[1, 2]", "must hold a mapping"), ("a: [", "is not valid YAML")]:
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=f"{re.escape(str(path))} {message}"):
+            runs.find_config(str(path))
+    with pytest.raises(ConfigError, match="cannot read .*none.yaml: No such file"):
+        runs.find_config(str(tmp_path / "none.yaml"))
+    with pytest.raises(ConfigError, match="configuration 'gridword-dqn' is not known; did you"):
+        runs.find_config("gridword-dqn")
+    with pytest.raises(ConfigError, match="cannot read .*config.yaml"):
+        runs.load_learner(tmp_path)
+
+
+# The folder ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """Return the folder of a finished run, not to be changed, and its result."""
+    folder = tmp_path_factory.mktemp("runs") / "deep" / "tiny"
+    config = runs.run_config(TINY, {"replicates": 2})
+    return folder, runs.train(config, folder, progress=False)
+
+
+def test_what_a_folder_holds(finished: tuple[Path, Any]) -> None:
+    folder, result = finished
+    names = {"config.yaml", "log.jsonl", "tensorboard", "checkpoint.pt", "summary.json"}
+    assert {p.name for p in folder.iterdir()} == names
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    assert values["seed"] == 2 and values["dqn"]["gamma"] == 0.95  # the shipped value, written out
+    assert values == to_mapping(runs.load_config(folder))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(result.summary()))
+    assert {"mean", "iqm", "interval", "episodes", "environment_steps", "seconds"} < set(summary)
+    assert summary["episodes"] == 12 and summary["environment_steps"] == 200
+
+
+def test_an_existing_run_is_refused_and_left_alone(finished: tuple[Path, Any]) -> None:
+    folder, _ = finished
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(ConfigError, match=rf"{folder} already holds a run.*--resume {folder}"):
+        runs.train(runs.run_config(TINY), folder, progress=False)
+    after = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+    assert after == before
+
+
+def test_a_loaded_learner_acts_as_at_the_end_of_training(finished: tuple[Path, Any]) -> None:
+    folder, result = finished
+    torch.manual_seed(99)
+    config, learner = runs.load_learner(folder)
+    env = runs.world_maker(config)(2 * 6)
+    episodes = play(env, learner.policy(), [EVALUATION_SEED] * 2)
+    np.testing.assert_array_equal(episodes.returns.reshape(2, 6), result.final["episode_return"])
+    fresh = runs.build_learner(config, env)
+    assert not torch.equal(fresh.net.flat, learner.net.flat)
+
+
+def test_a_run_killed_before_its_first_step_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the moment, a folder is either free to be used or can be gone on with."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*args: Any, **kwargs: Any) -> None:
+        raise Killed
+
+    folder = tmp_path / "run"
+    for where, name in [
+        (runs.OffPolicyTrainer, "save"),
+        (runs.yaml, "safe_dump"),
+        (runs, "_finish"),
+    ]:
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, kill)
+            with pytest.raises(Killed):
+                runs.train(runs.run_config(TINY), folder, progress=False)
+    assert runs.resume(folder, progress=False).steps == 200
+
+
+# Provenance ---------------------------------------------------------------------------------------
+
+
+def test_provenance() -> None:
+    found = runs.provenance()
+    assert set(found) == {"commit", "versions", "machine", "date"}
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["numpy"] == np.__version__
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"])
+
+
+def test_the_commit_is_that_of_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy installed inside somebody else's repository must not claim its commit."""
+    copy = tmp_path / "marl_lib" / "runs.py"
+    copy.parent.mkdir()
+    shutil.copy(runs.__file__, copy)
+    monkeypatch.setattr(runs, "__file__", str(copy))
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    assert runs._commit().startswith("release ")  # no repository at all
+
+    def git(*args: str) -> str:
+        identity = ["-c", "user.name=n", "-c", "user.email=e@x", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(
+            ["git", *identity, *args], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "somebody else's")
+    assert runs._commit().startswith("release ")
+    git("add", "marl_lib")
+    git("commit", "-q", "-m", "ours")
+    head = git("rev-parse", "--short=12", "HEAD")
+    assert runs._commit() == head
+    copy.write_text("changed\n")
+    assert runs._commit() == head + "+"
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git on this machine
+    assert runs._commit().startswith("release ")

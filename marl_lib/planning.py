@@ -50,7 +50,7 @@ class Planner:
         for i in np.argsort(aims >= 0, kind="stable"):  # first those that will not move
             if aims[i] >= 0:
                 reach = agents[i] + w._moves
-                length = np.where(w._blocked[reach], np.inf, self.distance[reach, aims[i]])
+                length = self.distance[reach, aims[i]]  # from inside a wall: inf
                 taken = np.isin(reach, planned)
                 action[i] = np.lexsort((taken, length))[0]
             planned.append(agents[i] + w._moves[action[i]])

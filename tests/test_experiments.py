@@ -22,9 +22,12 @@ from marl_lib.rollout import play
 from marl_lib.training import EVALUATION_SEED
 
 BASE: dict[str, Any] = {
-    "num_envs": 4, "timesteps": 200, "eval_every": 100, "eval_episodes": 3, "final_episodes": 4,
-    "env_options": {"grid_size": [4, 4], "n_agents": 2, "n_targets": 2, "max_steps": 10},
-    "dqn": {"hidden": [8], "batch_size": 8, "buffer_size": 160, "learning_starts": 40},
+    "num_envs": 4, "timesteps": 400, "eval_every": 200, "eval_episodes": 20, "final_episodes": 4,
+    "env_options": {"grid_size": [3, 3], "n_agents": 2, "n_targets": 2, "max_steps": 10},
+    "dqn": {
+        "hidden": [8], "batch_size": 8, "buffer_size": 400, "learning_starts": 40,
+        "train_every": 4, "target_every": 20, "learning_rate": 0.01,
+    },
 }  # fmt: skip
 PLAN: dict[str, Any] = {
     "description": "Two settings.",
@@ -70,6 +73,7 @@ def assert_same_figures(a: Path, b: Path) -> None:
     """Two folders hold the same curves and final episodes, to rounding."""
     one, other = learned(a), learned(b)
     assert one.keys() == other.keys() and len(one) == 6
+    assert len({tuple(record["curve"]["episode_return"]) for record in one.values()}) == 6
     for name, record in one.items():
         for part in ("curve", "evaluation"):
             assert record[part].keys() == other[name][part].keys()
@@ -95,7 +99,7 @@ def test_every_run_has_a_file_with_all_that_made_it(recorded: tuple[Path, Path])
         assert set(record["evaluation"]) == figures
         assert all(len(values) == 4 for values in record["evaluation"].values())
         if name in labels:
-            assert record["curve"]["steps"] == [0, 100, 200]
+            assert record["curve"]["steps"] == [0, 200, 400]
             assert set(record["curve"]) == figures | {"steps"}
             assert record["replicates_in_process"] == 3 and record["wall_clock_seconds"] > 0
     kept = found["no-double-2.json"]["config"]

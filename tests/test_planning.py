@@ -364,6 +364,21 @@ def test_the_value_of_a_policy_is_what_play_brings(two_targets, gamma):
     np.testing.assert_allclose(policy_value(two_targets, best, gamma), total, atol=1e-5)
 
 
+def test_without_discount_a_policy_may_come_by_every_state():
+    n = 6  # a chain, each state before the next
+    none = np.zeros((n, 1))
+    table = Table(
+        agent=none,
+        targets=none,
+        collected=none,
+        obs=none,
+        next_state=np.arange(1, n + 1)[:, None] % n,
+        reward=np.ones((n, 1)),
+        terminated=np.arange(n)[:, None] == n - 1,
+    )
+    assert policy_value(table, np.zeros(n, int), 1.0).tolist() == [6, 5, 4, 3, 2, 1]
+
+
 def test_without_discount_a_policy_must_end(maze):
     with pytest.raises(ValueError, match="never ends"):
         policy_value(maze, np.full(len(maze.agent), RIGHT), 1.0)

@@ -77,10 +77,16 @@ def open_page(browser, address):
         made.close()
 
 
+def violations(page):
+    """Return what axe finds on a page: impact, rule and the first place."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    found = axe.run(page).response["violations"]
+    return [(v["impact"], v["id"], v["nodes"][0]["html"][:300]) for v in found]
+
+
 @pytest.fixture(scope="module")
 def visit(open_page):
     """Return a function that opens a page once in each mode and width, and what was seen there."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     seen: dict[tuple[str, str, int], Visit] = {}
 
     def visit(name, mode="light", width=WIDE):
@@ -90,9 +96,7 @@ def visit(open_page):
             notes.too_wide = max(0, wide - width)
             if width == WIDE:
                 before = list(notes.errors)
-                for violation in axe.run(page).response["violations"]:
-                    where = violation["nodes"][0]["html"][:300]
-                    notes.violations.append((violation["impact"], violation["id"], where))
+                notes.violations = violations(page)
                 notes.errors = before  # axe itself asks for style sheets that are not there
             page.close()
             seen[name, mode, width] = notes
@@ -120,8 +124,14 @@ def test_fits_a_phone(visit, name):
     assert visit(name, width=PHONE).too_wide == 0
 
 
-def test_axe_and_the_notes_can_fail(open_page, address):
+def test_axe_and_the_notes_can_fail(open_page):
     page, notes = open_page("book/index.html")
+    page.evaluate(
+        "document.querySelector('article').insertAdjacentHTML('beforeend',"
+        " '<button></button><p style=\"color: #ccc; background: #fff\">pale</p>')"
+    )
+    rules = {rule for impact, rule, _ in violations(page) if impact in GRAVE}
+    assert rules == {"button-name", "color-contrast"}
     page.evaluate("fetch('https://example.org/').catch(() => null)")
     page.evaluate("console.error('seen')")
     page.wait_for_timeout(200)

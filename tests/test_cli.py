@@ -1,0 +1,405 @@
+"""The ``marl`` command: what each command prints and keeps, and one clear line for each failure."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import yaml
+
+from marl_lib import cli, runs
+from marl_lib.envs import ENVS
+from marl_lib.experiments import shipped_experiments
+from marl_lib.training import OffPolicyTrainer, TrainingDiverged, checkpoint
+
+TINY: dict[str, Any] = {
+    "seed": 4, "num_envs": 4, "timesteps": 200, "eval_every": 100, "eval_episodes": 3,
+    "final_episodes": 6,
+    "env_options": {"grid_size": [3, 3], "n_agents": 2, "n_targets": 2, "max_steps": 10},
+    "dqn": {"hidden": [8], "batch_size": 8, "buffer_size": 160, "learning_starts": 40},
+}  # fmt: skip
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Marl:
+    """Runs ``marl`` in this process."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self.capfd = capfd
+
+    def __call__(self, *args: Any) -> Ended:
+        code = 0
+        self.capfd.readouterr()
+        try:
+            cli.main([str(a) for a in args])
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return Ended(code, *self.capfd.readouterr())
+
+    def fails(self, *args: Any) -> str:
+        """Run a command that must fail with one line; return the line."""
+        ended = self(*args)
+        assert ended.code == 1, ended
+        assert ended.out == ""
+        assert re.fullmatch(r"marl: [^\n]+\n", ended.err), ended.err
+        assert "Traceback" not in ended.err and not re.search(r"[\x1b│╭╰─]", ended.err)
+        return ended.err
+
+
+@pytest.fixture
+def marl(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any) -> Marl:
+    """Return the command, in an empty folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return Marl(capfd)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished run of two replicates, not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    runs.train(runs.run_config(TINY, {"replicates": 2}), folder, progress=False)
+    return folder
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(json.dumps(TINY))  # JSON is YAML
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def figures(out: str) -> dict[str, str]:
+    """Return the name and value of each line that a command printed."""
+    return dict(line.split(None, 1) for line in out.splitlines() if len(line.split(None, 1)) == 2)
+
+
+# What it does -------------------------------------------------------------------------------------
+
+
+def test_the_command_is_installed() -> None:
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="marl")
+    assert entry.load() is cli.main
+
+
+def test_help(marl: Marl) -> None:
+    for args in (["--help"], ["-h"]):
+        ended = marl(*args)
+        assert ended.code == 0 and ended.err == ""
+        for name in ("train", "evaluate", "experiment", "list", "show"):
+            assert re.search(rf"(?m)^  {name} ", ended.out)
+    ended = marl()
+    assert ended.code == 1 and "usage: marl COMMAND" in ended.out + ended.err
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train", ["--config", "--folder", "--resume", "--timesteps", "--dqn.learning-rate"]),
+        ("evaluate", ["--episodes", "--record", "folder"]),
+        ("experiment", ["--results", "--seeds", "--jobs", "--per-process", "--overwrite"]),
+        ("list", ["usage: marl list"]),
+        ("show", ["what", "--results"]),
+    ],
+)
+def test_help_of_each_command(marl: Marl, command: str, words: list[str]) -> None:
+    ended = marl(command, "--help")
+    assert ended.code == 0 and ended.err == ""
+    for word in words:
+        assert word in ended.out, word
+
+
+def test_help_follows_the_world(marl: Marl) -> None:
+    """Every option has a word of explanation, and another world has other options."""
+    grid = marl("train", "--help").out
+    assert "--env-options.grid-size" in grid and "--env-options.physics" not in grid
+    cart = marl("train", "--env", "CartPole-v1", "--help").out
+    assert "--env-options.physics" in cart and "--env-options.grid-size" not in cart
+    assert "Updates between copies of the network to the target" in re.sub(r"[│\s]+", " ", grid)
+
+
+def test_list(marl: Marl) -> None:
+    ended = marl("list")
+    assert ended.code == 0
+    shown = figures(ended.out)
+    assert shown["worlds"].split(", ") == list(ENVS)
+    assert shown["algorithms"].split(", ") == list(runs.ALGORITHMS)
+    assert shown["configurations"].split(", ") == list(runs.shipped())
+    assert shown["experiments"].split(", ") == list(shipped_experiments())
+
+
+def test_train_show_evaluate(marl: Marl, tiny: Path, tmp_path: Path) -> None:
+    trained = marl("train", "--config", tiny, "--quiet")
+    assert trained.code == 0 and trained.err == ""
+    folder = tmp_path / "runs" / "gridworld-dqn-4"  # a folder of its own, named after the run
+    assert "kept in runs/gridworld-dqn-4" in trained.out
+    summary = json.loads((folder / "summary.json").read_text())
+    assert figures(trained.out)["mean"] == f"{summary['mean']:.3f}"
+
+    shown = marl("show", "runs/gridworld-dqn-4")
+    assert shown.code == 0
+    config = (folder / "config.yaml").read_text()
+    assert shown.out.startswith(config)
+    assert figures(shown.out)["environment_steps"] == "200"
+
+    same = marl("evaluate", folder, "--episodes", 6)  # the episodes of the last evaluation
+    assert same.code == 0
+    assert figures(same.out)["mean"] == figures(trained.out)["mean"]
+    assert {"iqm", "interval", "episodes", "targets_collected"} <= set(figures(same.out))
+    other = marl("evaluate", folder, "--episodes", 50, "--seed", 7)
+    assert figures(other.out)["episodes"] == "50"
+    assert figures(other.out)["mean"] != figures(same.out)["mean"]
+
+    resumed = marl("train", "--resume", folder, "--quiet")  # a finished run is at its end
+    assert resumed.code == 0 and resumed.err == ""
+    assert figures(resumed.out)["mean"] == figures(trained.out)["mean"]
+
+
+def test_the_progress_bar_is_not_in_the_way(marl: Marl, tiny: Path) -> None:
+    ended = marl("train", "--config", tiny, "--timesteps", 40, "--folder", "x")
+    assert ended.code == 0
+    assert "40/40" in ended.err and "return=" in ended.err  # the bar
+    assert "%" not in ended.out
+
+
+def test_file_and_flags_fill_a_configuration(marl: Marl, tiny: Path, tmp_path: Path) -> None:
+    """Flags lie over the file, and the file over what ships."""
+    flags = ["--timesteps", "40", "--dqn.learning-rate", "3e-4", "--dqn.hidden", "4", "6"]
+    flags += ["--dqn.no-double", "--env-options.shared-reward", "--env-options.grid-size", "3", "4"]
+    ended = marl("train", "--config", tiny, "--quiet", "--folder", "here", *flags)
+    assert ended.code == 0, ended.err
+    found = yaml.safe_load((tmp_path / "here" / "config.yaml").read_text())
+    assert (found["timesteps"], found["seed"], found["threads"]) == (40, 4, 1)
+    assert found["dqn"]["learning_rate"] == 3e-4 and found["dqn"]["hidden"] == [4, 6]
+    assert found["dqn"]["double"] is False and found["env_options"]["shared_reward"] is True
+    assert found["env_options"]["grid_size"] == [3, 4] and found["env_options"]["max_steps"] == 10
+    shipped = yaml.safe_load((runs.CONFIGS / "gridworld-dqn.yaml").read_text())
+    assert found["dqn"]["train_every"] == shipped["dqn"]["train_every"]
+
+
+def test_another_world_by_flag(marl: Marl, tmp_path: Path) -> None:
+    flags = ["--env=CartPole-v1", "--num-envs", "4", "--timesteps", "40", "--final-episodes", "2"]
+    flags += ["--eval-episodes", "2", "--env-options.max-steps", "20", "--dqn.hidden", "4"]
+    ended = marl("train", "--quiet", *flags)
+    assert ended.code == 0, ended.err
+    found = yaml.safe_load((tmp_path / "runs/cartpole-v1-dqn-0/config.yaml").read_text())
+    assert found["env"] == "CartPole-v1" and found["env_options"]["max_steps"] == 20
+
+
+@pytest.mark.parametrize("env", ["GridWorld", "CartPole-v1"])
+def test_record_writes_a_page_that_plays(marl: Marl, env: str, tmp_path: Path) -> None:
+    changes = {k: v for k, v in TINY.items() if k != "env_options"}
+    changes |= {"env": env, "timesteps": 4, "replicates": 2, "env_options": {"max_steps": 5}}
+    runs.train(runs.run_config(changes), tmp_path / "run", progress=False)
+    ended = marl("evaluate", "run", "--episodes", 1, "--record", "episode.html")
+    assert ended.code == 0 and ended.err == ""
+    assert "episode.html" in ended.out
+    page = (tmp_path / "episode.html").read_text()
+    assert page.lstrip().lower().startswith("<!doctype html>")
+    assert f"dqn on {env}" in page and "start" in page
+    assert len(re.findall(r"reward [+-]\d", page)) in range(1, 6)  # a caption a step
+    assert "data:image/" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_experiment_and_what_show_says_of_it(marl: Marl, tiny: Path, tmp_path: Path) -> None:
+    plan = {"config": str(tiny), "seeds": 2, "settings": {"a": {}}, "references": ["planner"]}
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+    args = ["plan.yaml", "--results", "out", "--per-process", "1"]
+    ended = marl("experiment", *args)
+    assert ended.code == 0, ended.err
+    assert {p.name for p in (tmp_path / "out/plan").iterdir()} == {
+        "a-0.json", "a-1.json", "planner-0.json",
+    }  # fmt: skip
+    record = json.loads((tmp_path / "out/plan/a-1.json").read_text())
+    assert record["command"] == "marl experiment " + " ".join(args)
+    scores = [np.mean(json.loads(p.read_text())["evaluation"]["episode_return"])
+              for p in sorted((tmp_path / "out/plan").glob("a-*.json"))]  # fmt: skip
+    rows = {line.split()[0]: line.split() for line in ended.out.splitlines()}
+    assert rows["a"][1] == "2" and float(rows["a"][2]) == pytest.approx(np.mean(scores), abs=1e-3)
+    assert rows["planner"][1] == "1"
+    assert marl("show", "plan", "--results", "out").out == ended.out
+    before = contents(tmp_path / "out")
+    assert "already holds results; pass --overwrite" in marl.fails("experiment", *args)
+    assert contents(tmp_path / "out") == before
+    ended = marl("experiment", *args, "--seeds", "1", "--overwrite")
+    assert ended.code == 0, ended.err
+    record = json.loads((tmp_path / "out/plan/a-0.json").read_text())
+    assert record["command"] == "marl experiment " + " ".join([*args, "--seeds", "1"])
+
+
+# What it refuses ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["trian"], ["unknown command 'trian'", "choices: train, evaluate, experiment"]),
+        (["list", "worlds"], ["unrecognized arguments: worlds"]),
+        (["show"], ["required: what"]),
+        (["show", "nothing"], ["experiment 'nothing' is not known"]),
+        (["show", "x", "--results", "nowhere"], ["nowhere: No such file or directory"]),
+        (["evaluate"], ["required: folder"]),
+        (["evaluate", "nowhere"], ["cannot read nowhere/config.yaml: No such file"]),
+        (["evaluate", "nowhere", "--episodes", "0"], ["--episodes must be at least 1, got 0"]),
+        (["evaluate", "nowhere", "--episodes", "few"], ["--episodes: invalid int value: 'few'"]),
+        (["experiment"], ["required: experiment"]),
+        (["experiment", "nosuch"], ["experiment 'nosuch' is not known", "independent-dqn"]),
+        (["experiment", "no.yaml"], ["cannot read no.yaml: No such file"]),
+        (["experiment", "independent-dqn", "--seeds", "0"], ["--seeds must be at least 1, got 0"]),
+        (["experiment", "independent-dqn", "--jobs", "0"], ["--jobs must be at least 1, got 0"]),
+        (["experiment", "x", "--per-process", "-1"], ["--per-process must be at least 1, got -1"]),
+        (["train", "--resume"], ["--resume", "expected one argument"]),
+        (["train", "--resume", "nowhere"], ["cannot read nowhere/config.yaml: No such file"]),
+        (["train", "--resume", "x", "--seed", "3"], ["--resume takes the whole configuration"]),
+        (["train", "--config", "nosuch"], ["configuration 'nosuch' is not known", "gridworld-dqn"]),
+        (["train", "--config", "no.yaml"], ["cannot read no.yaml: No such file"]),
+        (["train", "--env", "Gridworld"], ["environment 'Gridworld'", "did you mean 'GridWorld'"]),
+        (["train", "--algorithm", "ppo"], ["algorithm 'ppo' is not known", "choices: dqn"]),
+        (["train", "--timestep", "5"], ["--timestep", "--timesteps"]),
+        (["train", "--dqn.gama", "1"], ["--dqn.gama", "--dqn.gamma"]),
+        (["train", "--timesteps", "many"], ["--timesteps", "many"]),
+        (["train", "--timesteps"], ["--timesteps"]),
+        (["train", "--timesteps", "0"], ["timesteps must be at least 1, got 0"]),
+        (["train", "--dqn.gamma", "2"], ["gamma must be in [0, 1], got 2.0"]),
+        (["train", "--dqn.gamma", "high"], ["--dqn.gamma", "high"]),
+        (["train", "--seed", "-1"], ["seed must be at least 0, got -1"]),
+        (["train", "--device", "abacus"], ["device 'abacus' cannot be used"]),
+        (["train", "--env-options.targets", "all"], ["--env-options.targets", "shared"]),
+        (["train", "--env-options.grid-size", "1", "1"], ["n_targets", "must be at most 1"]),
+        (["train", "--dqn.buffer-size", "8"], ["buffer_size must be at least 64 here, got 8"]),
+        (["train", "extra"], ["extra"]),
+    ],
+)
+def test_one_clear_line_and_nothing_written(
+    marl: Marl, args: list[str], words: list[str], tmp_path: Path
+) -> None:
+    line = marl.fails(*args)
+    for word in words:
+        assert word in line, line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("timestep: 5", ["'timestep' is not known", "did you mean 'timesteps'"]),
+        ("dqn: {gama: 0.9}", ["in dqn 'gama' is not known", "did you mean 'gamma'"]),
+        ("timesteps: many", ["timesteps must be of type int, got 'many'"]),
+        ("dqn: {gamma: 2}", ["gamma must be in [0, 1], got 2.0"]),
+        ("env: Gridworld", ["environment 'Gridworld' is not known"]),
+        ("env: [GridWorld]", ["environment ['GridWorld'] is not known"]),
+        ("a: [", ["bad.yaml is not valid YAML"]),
+        ("5", ["bad.yaml must hold a mapping"]),
+        ("", ["bad.yaml must hold a mapping"]),
+        ("env: CartPole-v1\nenv_options: {physics: {gravitas: 1}}", ["'gravitas'", "gravity"]),
+    ],
+)
+@pytest.mark.parametrize("flags", [[], ["--timesteps", "8"]])
+def test_a_wrong_file(
+    marl: Marl, text: str, words: list[str], flags: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    if flags and "timesteps" in text:
+        pytest.skip("the flag mends what is wrong") if False else None
+        flags = ["--seed", "3"]
+    line = marl.fails("train", "--config", "bad.yaml", *flags)
+    for word in words:
+        assert word in line, line
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+def test_an_existing_run_is_left_alone(marl: Marl, finished: Path, tiny: Path) -> None:
+    before = contents(finished)
+    line = marl.fails("train", "--config", tiny, "--folder", finished)
+    assert f"{finished} already holds a run; resume it with `marl train --resume" in line
+    assert contents(finished) == before
+
+
+def test_a_folder_that_cannot_be(marl: Marl, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    line = marl.fails("train", "--config", tiny, "--folder", "file/run", "--quiet")
+    assert "Not a directory" in line
+    assert marl.fails("train", "--config", tiny, "--folder", "file", "--quiet")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_damaged_checkpoint(marl: Marl, finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    path = folder / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    before = contents(folder)
+    for args in (["train", "--resume", folder], ["evaluate", folder, "--record", "x.html"]):
+        assert f"the checkpoint {path} is damaged" in marl.fails(*args)
+    path.unlink()
+    assert "there is no checkpoint at" in marl.fails("train", "--resume", folder)
+    path.write_bytes(before["checkpoint.pt"])
+    assert contents(folder) == before and not (tmp_path / "x.html").exists()
+
+
+def test_a_checkpoint_of_another_configuration(marl: Marl, finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["dqn"]["hidden"] = [8, 8]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    for args in (["train", "--resume", folder], ["evaluate", folder]):
+        assert "belongs to another configuration or version" in marl.fails(*args)
+
+
+def test_a_full_disk(marl: Marl, tiny: Path, tmp_path: Path) -> None:
+    """Wherever the room runs out: one line, and what was kept before is still good."""
+    for name in ("checkpoint.part", "config.yaml", "log.jsonl", "summary.json"):
+        folder = tmp_path / name.split(".")[0]
+        folder.mkdir()
+        (folder / name).symlink_to("/dev/full")
+        line = marl.fails("train", "--config", tiny, "--folder", folder, "--quiet")
+        if name == "config.yaml":  # an existing run, as far as anyone can tell
+            assert "already holds a run" in line
+            continue
+        assert "No space left on device" in line
+        if name != "checkpoint.part":
+            with checkpoint(folder / "checkpoint.pt") as state:
+                assert state["steps"] == (200 if name == "summary.json" else 0)
+    line = marl.fails("evaluate", tmp_path / "summary", "--record", "/dev/full", "--episodes", 2)
+    assert "No space left on device" in line
+
+
+def test_interrupted_and_diverged(marl: Marl, tiny: Path, monkeypatch: Any) -> None:
+    def stop(error: BaseException) -> Any:
+        def step(self: OffPolicyTrainer) -> None:
+            raise error
+
+        return step
+
+    monkeypatch.setattr(OffPolicyTrainer, "_step", stop(KeyboardInterrupt()))
+    line = marl.fails("train", "--config", tiny, "--quiet", "--folder", "a")
+    assert "interrupted; go on with `marl train --resume" in line
+    assert "a is not finished; go on with" in marl("show", "a").err
+    monkeypatch.setattr(OffPolicyTrainer, "_step", stop(TrainingDiverged("loss of seed 4 ...")))
+    assert "loss of seed 4" in marl.fails("train", "--config", tiny, "--quiet", "--folder", "b")
+
+
+def test_a_fault_of_the_library_is_not_hidden(monkeypatch: Any) -> None:
+    """Only what a user can cause becomes one line; a bug keeps its traceback."""
+
+    def broken(*args: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(runs, "shipped", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["list"])

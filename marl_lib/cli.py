@@ -59,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UsageError(f"unknown command {args[0]!r} (choices: {', '.join(commands)})")
         commands[args[0]](args[1:])
     except KeyboardInterrupt:
-        _fail("interrupted; go on with `marl train --resume FOLDER`")
+        again = "; go on with `marl train --resume FOLDER`" if args[0] == "train" else ""
+        _fail(f"interrupted{again}")
+    except MemoryError as error:
+        _fail(f"not enough memory: {error}")
     except OSError as error:
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
     except (UsageError, ValueError, CheckpointError, TrainingDiverged) as error:
@@ -209,8 +212,9 @@ def _show(args: list[str]) -> None:
 
 
 def _show_results(name: str, folder: str | Path | None) -> None:
+    results = experiments.load_results(name, folder)
     print(f"{'setting':<24}{'seeds':>6}{'IQM':>10}  95 % interval")
-    for label, records in experiments.load_results(name, folder).items():
+    for label, records in results.items():
         figures = summary(experiments.final_scores(records))
         interval = _text(figures["interval"]) if figures["interval"] else "one run"
         print(f"{label:<24}{len(records):>6}{figures['iqm']:>10.3f}  {interval}")

@@ -58,10 +58,13 @@ class Replay:
             "terminated": ((), torch.bool),
             "truncated": ((), torch.bool),
         }
-        self.data = {
-            name: torch.zeros((self.capacity, rows, *shape), dtype=dtype, device=device)
-            for name, (shape, dtype) in {**fields, **always}.items()
-        }
+        try:
+            self.data = {
+                name: torch.zeros((self.capacity, rows, *shape), dtype=dtype, device=device)
+                for name, (shape, dtype) in {**fields, **always}.items()
+            }
+        except RuntimeError as error:
+            raise MemoryError(f"a replay of {capacity} transitions does not fit") from error
         self._first_row = torch.arange(self.replicates, device=device)[:, None] * num_envs  # (R, 1)
 
     def __len__(self) -> int:

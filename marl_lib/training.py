@@ -402,7 +402,7 @@ def checkpoint(path: Path) -> Iterator[dict[str, Any]]:
         raise CheckpointError(f"the checkpoint {path} is damaged or not a checkpoint") from error
     try:
         yield state
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"the checkpoint {path} belongs to another configuration or version"
         ) from error

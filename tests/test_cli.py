@@ -212,8 +212,12 @@ def test_record_writes_a_page_that_plays(marl: Marl, env: str, tmp_path: Path) -
     assert "episode.html" in ended.out
     page = (tmp_path / "episode.html").read_text()
     assert page.lstrip().lower().startswith("<!doctype html>")
-    assert f"dqn on {env}" in page and "start" in page
-    assert len(re.findall(r"reward [+-]\d", page)) in range(1, 6)  # a caption a step
+    assert f"dqn on {env}" in page
+    found = re.search(r'"captions": (\[.*?\])', page)
+    assert found is not None
+    start, *steps = json.loads(found[1])
+    assert start == "start" and 1 <= len(steps) <= 5
+    assert all(re.fullmatch(r"reward [+-]\d+\.\d\d", text) for text in steps)
     assert "data:image/" in page and "http://" not in page.replace("http://www.w3.org", "")
 
 
@@ -283,6 +287,8 @@ def test_experiment_and_what_show_says_of_it(marl: Marl, tiny: Path, tmp_path: P
         (["train", "--env-options.targets", "all"], ["--env-options.targets", "shared"]),
         (["train", "--env-options.grid-size", "1", "1"], ["n_targets", "must be at most 1"]),
         (["train", "--dqn.buffer-size", "8"], ["buffer_size must be at least 64 here, got 8"]),
+        (["train", "--dqn.buffer-size", "9" * 13], ["not enough memory", "9" * 13]),
+        (["train", "--env-options.grid-size", "9999999", "9999999"], ["not enough memory"]),
         (["train", "extra"], ["extra"]),
     ],
 )
@@ -310,14 +316,11 @@ def test_one_clear_line_and_nothing_written(
         ("env: CartPole-v1\nenv_options: {physics: {gravitas: 1}}", ["'gravitas'", "gravity"]),
     ],
 )
-@pytest.mark.parametrize("flags", [[], ["--timesteps", "8"]])
+@pytest.mark.parametrize("flags", [[], ["--seed", "3"]])
 def test_a_wrong_file(
     marl: Marl, text: str, words: list[str], flags: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "bad.yaml").write_text(text)
-    if flags and "timesteps" in text:
-        pytest.skip("the flag mends what is wrong") if False else None
-        flags = ["--seed", "3"]
     line = marl.fails("train", "--config", "bad.yaml", *flags)
     for word in words:
         assert word in line, line
@@ -375,20 +378,24 @@ def test_a_full_disk(marl: Marl, tiny: Path, tmp_path: Path) -> None:
         if name != "checkpoint.part":
             with checkpoint(folder / "checkpoint.pt") as state:
                 assert state["steps"] == (200 if name == "summary.json" else 0)
-    line = marl.fails("evaluate", tmp_path / "summary", "--record", "/dev/full", "--episodes", 2)
-    assert "No space left on device" in line
+    ended = marl("evaluate", tmp_path / "summary", "--record", "/dev/full", "--episodes", 2)
+    assert ended.code == 1 and "No space left on device" in ended.err
+    assert ended.err.count("\n") == 1
 
 
 def test_interrupted_and_diverged(marl: Marl, tiny: Path, monkeypatch: Any) -> None:
     def stop(error: BaseException) -> Any:
-        def step(self: OffPolicyTrainer) -> None:
+        def stopped(*args: Any, **kwargs: Any) -> None:
             raise error
 
-        return step
+        return stopped
 
     monkeypatch.setattr(OffPolicyTrainer, "_step", stop(KeyboardInterrupt()))
     line = marl.fails("train", "--config", tiny, "--quiet", "--folder", "a")
     assert "interrupted; go on with `marl train --resume" in line
+    with monkeypatch.context() as patch:
+        patch.setattr(cli.experiments, "run_experiment", stop(KeyboardInterrupt()))
+        assert marl.fails("experiment", "independent-dqn") == "marl: interrupted\n"
     assert "a is not finished; go on with" in marl("show", "a").err
     monkeypatch.setattr(OffPolicyTrainer, "_step", stop(TrainingDiverged("loss of seed 4 ...")))
     assert "loss of seed 4" in marl.fails("train", "--config", tiny, "--quiet", "--folder", "b")

@@ -402,9 +402,10 @@ def test_a_checkpoint_that_does_not_fit_is_an_error(run: Path) -> None:
             with pytest.raises(CheckpointError, match="belongs to another configuration"):
                 use(run)
         assert contents(run) == before
-    torch.save({"model": torch.ones(3)}, run / "checkpoint.pt")
-    with pytest.raises(CheckpointError, match="belongs to another configuration"):
-        runs.load_learner(run)
+    for other in ({"model": torch.ones(3)}, torch.ones(3), 5):
+        torch.save(other, run / "checkpoint.pt")
+        with pytest.raises(CheckpointError, match="belongs to another configuration"):
+            runs.load_learner(run)
     (run / "checkpoint.pt").unlink()
     with pytest.raises(CheckpointError, match="there is no checkpoint at"):
         runs.resume(run)

@@ -132,7 +132,9 @@ def _convert_tuple(value: Any, kinds: tuple, key: str) -> tuple:
         kinds = (kinds[0],) * len(value)
     if len(value) != len(kinds):
         raise ConfigError(f"{key} must have {len(kinds)} entries, got {value!r}")
-    return tuple(convert(v, k, f"{key}[{i}]") for i, (v, k) in enumerate(zip(value, kinds)))  # noqa: B905
+    return tuple(
+        convert(v, k, f"{key}[{i}]") for i, (v, k) in enumerate(zip(value, kinds, strict=True))
+    )
 
 
 def describe(kind: Any) -> str:

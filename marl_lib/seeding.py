@@ -1,7 +1,7 @@
 """Random numbers that belong to a row of a batch, not to the batch.
 
-Every random decision in the library (where a world starts, when an agent explores, what is drawn
-from the replay) comes from a :class:`RandomStreams`: one independent stream per row. A row's
+Every random decision of a world or a learner (where a world starts, when an agent explores, what is
+drawn from the replay) comes from a :class:`RandomStreams`: one independent stream per row. A row's
 numbers depend on its own seed and on how many it has drawn, never on how many rows stand beside it.
 So an environment behaves the same alone and in a batch of a thousand, and replicate 7 of ten equals
 a run of its seed alone.

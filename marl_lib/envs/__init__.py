@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from marl_lib.config import choice, require
+from marl_lib.config import choice, convert, require
 from marl_lib.envs.adapters import TeamOfOne
 from marl_lib.envs.base import BatchedParallelEnv, BatchedVectorEnv
 from marl_lib.envs.classic import (
@@ -94,12 +94,13 @@ def make(
     name : str
         One of ``ENVS``.
     num_envs : int
-    options : the world's options dataclass, or None for its defaults
+    options : the world's options dataclass, a mapping of them, or None for its defaults
 
     Raises
     ------
     ConfigError
-        If the name is unknown.
+        If the name or an option is unknown.
     """
     entry = ENVS[choice("environment", name, ENVS)]
-    return entry.build(num_envs, entry.options() if options is None else options, autoreset)
+    options = convert({} if options is None else options, entry.options, "options")
+    return entry.build(num_envs, options, autoreset)

@@ -249,7 +249,16 @@ class BatchedGridWorld(BatchedParallelEnv):
         rows : which environments
         agents, targets, goals : positions (rows, columns), ``(n_rows, n, 2)`` or ``(n, 2)``
         collected : bool, ``(n_rows, n_targets)`` or ``(n_targets,)``
+
+        Raises
+        ------
+        RuntimeError
+            Before the first ``reset``.
+        ValueError
+            If a position is outside the grid or in a wall.
         """
+        if self.streams is None:
+            raise RuntimeError("call reset() before place()")
         if agents is not None:
             self.agents[rows] = self.cell(agents)
         if targets is not None:

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from marl_lib.envs import BatchedAcrobot, BatchedCartPole, BatchedMountainCar, TeamOfOne, make
+from marl_lib.config import ConfigError
+from marl_lib.envs import (
+    BatchedAcrobot,
+    BatchedCartPole,
+    BatchedMountainCar,
+    ClassicConfig,
+    TeamOfOne,
+    make,
+)
 from marl_lib.envs.base import BatchedVectorEnv, PettingZooFace
 
 WORLDS = pytest.mark.parametrize("kind", [BatchedCartPole, BatchedAcrobot, BatchedMountainCar])
@@ -116,3 +124,11 @@ def test_a_team_of_one_has_a_picture_and_a_pettingzoo_face():
         _, rewards, terminated, _, _ = face.step({0: 1})
         steps += 1
     assert terminated == {0: True} and rewards == {0: 1.0} and 5 < steps < 15
+
+
+def test_make_takes_a_mapping_and_refuses_what_is_not_an_option():
+    assert make("GridWorld", 2, {"n_agents": 4}).n_agents == 4
+    with pytest.raises(ConfigError, match="n_agnets.*n_agents"):
+        make("GridWorld", 2, {"n_agnets": 4})
+    with pytest.raises(ConfigError, match="options must be"):
+        make("GridWorld", 2, ClassicConfig())

@@ -10,8 +10,6 @@ BRANCH ?= main
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-BENCH := .venv-bench
-BENCH_READY := $(BENCH)/.ready
 NOTEBOOKS := $(wildcard book/*.ipynb)
 
 # One thread a process: what runs here are small networks, several at a time.
@@ -55,8 +53,8 @@ serve: $(READY) ## show the built site (PORT=8000)
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
 
 .PHONY: bench
-bench: $(BENCH_READY) ## measure the library beside its peers, in an environment of its own
-	$(BENCH)/bin/python -m benchmarks
+bench: $(READY) ## measure how fast the library is, beside gymnasium (3 minutes)
+	$(BIN)/python -m benchmarks
 
 .PHONY: clean-notebooks
 clean-notebooks: $(READY) ## strip from the notebooks what does not belong in git
@@ -90,9 +88,4 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, $(PYTHON) is " + sys.version)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "No environment could be made; on Debian or Ubuntu: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[book,test]"
-	@touch $@
-
-$(BENCH_READY): pyproject.toml constraints.txt
-	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
-	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[bench]" "$$(grep '^torch==' constraints.txt)"
 	@touch $@

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import re
 import shlex
 import sys
@@ -58,9 +59,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args[0] not in commands:
             raise UsageError(f"unknown command {args[0]!r} (choices: {', '.join(commands)})")
         commands[args[0]](args[1:])
+        sys.stdout.flush()
     except KeyboardInterrupt:
         again = "; go on with `marl train --resume FOLDER`" if args[0] == "train" else ""
         _fail(f"interrupted{again}")
+    except BrokenPipeError:  # who reads our output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except MemoryError as error:
         _fail(f"not enough memory: {error}")
     except OSError as error:

@@ -34,7 +34,7 @@ from marl_lib.training import (
 
 TINY: dict[str, Any] = {
     "num_envs": 4, "timesteps": 400, "eval_every": 100, "eval_episodes": 4, "final_episodes": 5,
-    "checkpoint_every": 120,
+    "checkpoint_every": 100,  # where the curve has a point, the hardest place to go on from
     "env_options": {"grid_size": [3, 3], "n_agents": 2, "n_targets": 2, "max_steps": 10},
     "dqn": {
         "hidden": [8], "batch_size": 8, "buffer_size": 160, "learning_starts": 40,
@@ -294,7 +294,7 @@ def test_a_finished_run_can_be_made_longer(whole: Path, tmp_path: Path) -> None:
 
 def test_kill_9_in_the_middle_then_resume(tmp_path: Path, root: Path) -> None:
     """A real process, killed where it stands; the resumed run is the same to the last bit."""
-    changes = {"timesteps": 6_000, "eval_every": 500, "checkpoint_every": 400, "replicates": 2}
+    changes = {"timesteps": 5_000, "eval_every": 400, "checkpoint_every": 200, "replicates": 2}
     config, killed = tmp_path / "tiny.yaml", tmp_path / "killed"
     config.write_text(json.dumps({**TINY, **changes}))  # JSON is YAML
     command = [sys.executable, "-m", "marl_lib.cli", "train", "--quiet"]
@@ -311,7 +311,7 @@ def test_kill_9_in_the_middle_then_resume(tmp_path: Path, root: Path) -> None:
     process.kill()
     assert process.wait() == -9
     with checkpoint(killed / "checkpoint.pt") as state:
-        assert 0 < state["steps"] < 6_000
+        assert 0 < state["steps"] < 5_000
     assert not (killed / "summary.json").exists()
     again = subprocess.run(
         [*command, "--resume", str(killed)], cwd=root, capture_output=True, text=True

@@ -151,10 +151,13 @@ class Replay:
         """Return the contents and the state of the draws."""
         filled = {name: value[: self.size].clone() for name, value in self.data.items()}
         streams = {k: torch.from_numpy(v) for k, v in self.streams.state_dict().items()}
-        return {"size": self.size, "head": self.head, "data": filled, "streams": streams}
+        place = {"capacity": self.capacity, "size": self.size, "head": self.head}
+        return {**place, "data": filled, "streams": streams}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where the replay that wrote ``state`` stood."""
+        if state["capacity"] != self.capacity:  # in a longer ring, time would be out of order
+            raise ValueError(f"capacity is {self.capacity} steps, not {state['capacity']}")
         self.size, self.head = state["size"], state["head"]
         for name, value in state["data"].items():
             self.data[name][: self.size] = value

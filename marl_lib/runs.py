@@ -23,6 +23,7 @@ from marl_lib.config import ConfigError, choice, from_mapping, read_yaml, requir
 from marl_lib.envs import ENVS, BatchedParallelEnv, make
 from marl_lib.seeding import check_seed
 from marl_lib.training import (
+    EVALUATION_SEED,
     LoopConfig,
     MakeEnv,
     OffPolicyTrainer,
@@ -71,6 +72,8 @@ class RunConfig(LoopConfig):
         for name in ("replicates", "num_envs", *LoopConfig.__dataclass_fields__):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(self.seed >= 0, "seed", self.seed, "at least 0")
+        rule = f"such that no replicate trains on the worlds of evaluation, {EVALUATION_SEED}"
+        require(self.seed + self.replicates <= EVALUATION_SEED, "seed", self.seed, rule)
         if self.threads is not None:
             require(self.threads >= 1, "threads", self.threads, "at least 1 or null")
         try:

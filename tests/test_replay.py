@@ -186,6 +186,8 @@ def test_a_restored_replay_goes_on_exactly(steps: int) -> None:
             assert a.keys() == b.keys()
             assert all(torch.equal(a[name], b[name]) for name in a)
     assert all(torch.equal(kept[name], state["data"][name]) for name in kept)  # a copy, not a view
+    with pytest.raises(ValueError, match="capacity is 15 steps, not 10"):
+        Replay(30, 2, [0, 1], FIELDS, (AGENTS,)).load_state_dict(state)
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -259,3 +259,11 @@ def test_the_commit_is_that_of_the_library(tmp_path: Path, monkeypatch: pytest.M
     assert runs._commit() == head + "+"
     monkeypatch.setenv("PATH", str(tmp_path))  # no git on this machine
     assert runs._commit().startswith("release ")
+
+
+def test_no_replicate_trains_on_the_worlds_it_is_judged_on() -> None:
+    assert (
+        runs.run_config({"seed": EVALUATION_SEED - 2, "replicates": 2}).seeds[-1] < EVALUATION_SEED
+    )
+    with pytest.raises(ConfigError, match="seed must be .*evaluation"):
+        runs.run_config({"seed": EVALUATION_SEED - 2, "replicates": 3})

@@ -394,7 +394,11 @@ def test_a_truncated_checkpoint_is_an_error_and_stays(run: Path, keep: float) ->
 
 def test_a_checkpoint_that_does_not_fit_is_an_error(run: Path) -> None:
     config = (run / "config.yaml").read_text()
-    for old, new in [("hidden:\n  - 8", "hidden:\n  - 9"), ("replicates: 2", "replicates: 3")]:
+    for old, new in [
+        ("hidden:\n  - 8", "hidden:\n  - 9"),
+        ("replicates: 2", "replicates: 3"),
+        ("buffer_size: 160", "buffer_size: 200"),
+    ]:
         assert old in config
         (run / "config.yaml").write_text(config.replace(old, new))
         before = contents(run)

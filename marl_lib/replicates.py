@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -46,14 +47,15 @@ class Replicates:
             raise ValueError("a module with buffers cannot be replicated")
         stacked = [torch.stack(p) for p in zip(*(m.parameters() for m in modules), strict=True)]
         self.flat = torch.cat([p.detach().flatten() for p in stacked]).to(device)  # (G × P,)
+        self.flat.grad = torch.zeros_like(self.flat)
         self.module = modules[0].to("meta")  # the code; the numbers lie in the buffer
         self._shapes = {n: (len(modules), *p.shape) for n, p in self.module.named_parameters()}
-        self.flat.grad = torch.zeros_like(self.flat)
         self.params = self.views(self.flat)
         self.grads = self.views(self.flat.grad)
         for name, parameter in self.params.items():
             parameter.requires_grad_()
             parameter.grad = self.grads[name]
+        self._only = self._bound(0) if len(self) == 1 else None
 
     def __len__(self) -> int:
         return next(iter(self._shapes.values()))[0]
@@ -63,14 +65,43 @@ class Replicates:
         parts = flat.detach().split([math.prod(shape) for shape in self._shapes.values()])
         return {n: part.view(s) for (n, s), part in zip(self._shapes.items(), parts, strict=True)}
 
+    def _bound(self, index: int) -> nn.Module:
+        """Return a module whose parameters are those of one copy, in the buffer."""
+        module = deepcopy(self.module)
+        for name, parameter in self.params.items():
+            *path, last = name.split(".")
+            bound = nn.Parameter(parameter.detach()[index])
+            bound.grad = self.grads[name][index]
+            setattr(module.get_submodule(".".join(path)), last, bound)
+        return module
+
+    def train(self, mode: bool = True) -> None:
+        """Set training mode, as ``nn.Module.train`` does: dropout acts in it alone."""
+        self.module.train(mode)
+        if self._only is not None:
+            self._only.train(mode)
+
+    def network(self, index: int) -> nn.Module:
+        """Return copy ``index`` as a plain module, in evaluation mode, to look into."""
+        return self._bound(index).requires_grad_(False).eval()
+
     def __call__(self, *inputs: Tensor, params: dict[str, Tensor] | None = None) -> Any:
         """Run every copy on its own rows: inputs (G, batch, ...) -> outputs (G, batch, ...)."""
-        params = self.params if params is None else params
-        if len(self) == 1:  # one copy needs no lift: two to three times less overhead
+        if self._only is None:
+            params = self.params if params is None else params
+            run = vmap(
+                lambda p, *x: functional_call(self.module, p, x),
+                randomness="different" if self.module.training else "error",
+            )
+            return run(params, *inputs)
+        # One copy needs no lift: two to three times less overhead.
+        rows = tuple(x.squeeze(0) for x in inputs)
+        if params is None:
+            out = self._only(*rows)
+        else:
             one = {name: p.squeeze(0) for name, p in params.items()}
-            out = functional_call(self.module, one, tuple(x.squeeze(0) for x in inputs))
-            return tree_map(lambda y: y.unsqueeze(0), out)
-        return vmap(lambda p, *x: functional_call(self.module, p, x))(params, *inputs)
+            out = functional_call(self.module, one, rows)
+        return tree_map(lambda y: y.unsqueeze(0), out)
 
     def backward(self, loss: Tensor, max_grad_norm: float | None = None) -> Tensor:
         """Put the gradients of ``loss`` (G,) into ``flat.grad`` and clip each copy by its own norm.
@@ -79,13 +110,42 @@ class Replicates:
         -------
         Tensor (G,) : the gradient norms before clipping.
         """
+        self.zero_grad()
+        loss.sum().backward()
+        return self.clip_gradient(max_grad_norm)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
         assert self.flat.grad is not None
         self.flat.grad.zero_()
-        loss.sum().backward()
-        grads = [g.view(len(self), -1) for g in self.grads.values()]  # (G, size) each
+
+    def clip_gradient(self, max_grad_norm: float | None) -> Tensor:
+        """Scale down the gradient of each copy that is longer; return the norms before, (G,)."""
+        assert self.flat.grad is not None
+        if len(self) == 1:
+            grads = [self.flat.grad.unsqueeze(0)]
+        else:
+            grads = [g.view(len(self), -1) for g in self.grads.values()]  # (G, size) each
         norm = torch.stack([torch.linalg.vector_norm(g, dim=1) for g in grads]).norm(dim=0)
         if max_grad_norm is not None:
             scale = (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)[:, None]
             for g in grads:
                 g.mul_(scale)
         return norm
+
+    def step(self, optimizer: torch.optim.Optimizer, active: Tensor) -> None:
+        """Let ``optimizer`` of ``flat`` make a step, for the copies that are ``active`` (G,) alone.
+
+        The others keep their parameters and their moments; only the count of steps is common.
+        """
+        if active.all():
+            optimizer.step()
+            return
+        kept = [self.flat, *(m for m in optimizer.state[self.flat].values() if m.dim())]
+        before = [x.detach().clone() for x in kept]
+        optimizer.step()
+        for x, old in zip(kept, before, strict=True):
+            for new_view, old_view in zip(
+                self.views(x).values(), self.views(old).values(), strict=True
+            ):
+                new_view[~active] = old_view[~active]

@@ -9,7 +9,7 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,23 +17,26 @@ from typing import Any
 
 import torch
 import yaml
+from gymnasium.spaces import Discrete
 
 from marl_lib.algorithms.dqn import DQN, DQNConfig
+from marl_lib.algorithms.ppo import PPO, AttentionPPOConfig, PPOConfig
 from marl_lib.config import ConfigError, choice, from_mapping, read_yaml, require, to_mapping
 from marl_lib.envs import ENVS, BatchedParallelEnv, make
 from marl_lib.seeding import check_seed
 from marl_lib.training import (
+    COUNTS,
     EVALUATION_SEED,
     LoopConfig,
     MakeEnv,
-    OffPolicyTrainer,
+    Trainer,
     TrainingResult,
     checkpoint,
 )
 
 CONFIGS = Path(__file__).parent / "configs"
 
-ALGORITHMS: dict[str, tuple[type, type]] = {"dqn": (DQN, DQNConfig)}
+ALGORITHMS: dict[str, tuple[Callable[[RunConfig, BatchedParallelEnv], Any], type]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class RunConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
-        for name in ("replicates", "num_envs", *LoopConfig.__dataclass_fields__):
+        for name in ("replicates", "num_envs", *COUNTS):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(self.seed >= 0, "seed", self.seed, "at least 0")
         rule = f"such that no replicate trains on the worlds of evaluation, {EVALUATION_SEED}"
@@ -158,10 +161,21 @@ def _make(env: str, options: Any, autoreset: bool, num_envs: int) -> BatchedPara
 
 
 def build_learner(config: RunConfig, env: BatchedParallelEnv) -> Any:
-    """Return the untrained learner of a run; ``env`` is any batch of its world."""
-    algorithm, _ = ALGORITHMS[config.algorithm]
+    """Return the untrained learner of a run; ``env`` is any batch of its world.
+
+    Raises
+    ------
+    ConfigError
+        If the algorithm does not go with the world.
+    """
+    return ALGORITHMS[config.algorithm][0](config, env)
+
+
+def _dqn(config: RunConfig, env: BatchedParallelEnv) -> DQN:
+    if not isinstance(env.single_action_space, Discrete):
+        raise ConfigError(f"dqn needs discrete actions, those of {config.env} are continuous")
     _, info = env.reset(seed=0)
-    return algorithm(
+    return DQN(
         env.obs_dim,
         env.n_actions,
         env.n_agents,
@@ -173,15 +187,43 @@ def build_learner(config: RunConfig, env: BatchedParallelEnv) -> Any:
     )
 
 
+def _ppo(config: RunConfig, env: BatchedParallelEnv) -> PPO:
+    if env.n_agents > 1:
+        raise ConfigError(
+            f"{config.algorithm} learns for one agent, {config.env} has {env.n_agents}; "
+            "choose another algorithm or set env_options.n_agents to 1"
+        )
+    space = env.single_action_space
+    bounds = None if isinstance(space, Discrete) else (space.low, space.high)
+    return PPO(
+        env.obs_dim,
+        env.n_actions if bounds is None else space.shape[0],
+        config.num_envs,
+        config.seeds,
+        getattr(config, config.algorithm),
+        bounds=bounds,
+        tokens=env.tokens,
+        device=config.device,
+    )
+
+
+ALGORITHMS = {
+    "dqn": (_dqn, DQNConfig),
+    "ppo": (_ppo, PPOConfig),
+    "attention_ppo": (_ppo, AttentionPPOConfig),
+}
+
+
 def make_trainer(
     config: RunConfig, folder: Path | None = None, progress: bool = True
-) -> OffPolicyTrainer:
+) -> Trainer:
     """Return the trainer of a run, ready to start or to resume."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)  # dropout draws from torch's generator
     make_env = world_maker(config)
     learner = build_learner(config, make_env(1))
-    return OffPolicyTrainer(make_env, learner, config, folder, progress)
+    return Trainer(make_env, learner, config, folder, progress)
 
 
 def train(config: RunConfig, folder: str | Path, progress: bool = True) -> TrainingResult:
@@ -212,7 +254,7 @@ def resume(folder: str | Path, progress: bool = True) -> TrainingResult:
     return _finish(trainer, folder)
 
 
-def _finish(trainer: OffPolicyTrainer, folder: Path) -> TrainingResult:
+def _finish(trainer: Trainer, folder: Path) -> TrainingResult:
     result = trainer.train()
     (folder / "summary.json").write_text(json.dumps(result.summary(), indent=2) + "\n")
     return result

@@ -39,7 +39,11 @@ class CheckpointError(RuntimeError):
 
 
 class Learner(Protocol):
-    """What the off-policy loop asks of an algorithm; R × B rows throughout."""
+    """What the loop asks of an algorithm; R × B rows throughout.
+
+    A learner decides itself when it learns: off policy every so many steps from a replay, on policy
+    when its rollout is full. So one loop drives both.
+    """
 
     seeds: list[int]
     num_envs: int
@@ -63,13 +67,16 @@ class Learner(Protocol):
         """Take in one step of all environments."""
 
     def update(self) -> dict[str, np.ndarray]:
-        """Learn if it is time to; return figures (R,), ``loss`` among them."""
+        """Learn if it is time to; return figures (R,) of that, or nothing."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that learning depends on."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
+
+
+COUNTS = ("timesteps", "eval_every", "eval_episodes", "final_episodes", "checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,9 @@ class LoopConfig:
         Episodes of the last evaluation, which the summary is made from.
     checkpoint_every : int
         Steps between checkpoints, when training has a folder; one is written at the end too.
+    stop_at : float or None
+        End training when an evaluation's mean return reaches this in every replicate. The last
+        evaluation is then played on other worlds, so that a lucky one does not count twice.
     """
 
     timesteps: int = 100_000
@@ -94,10 +104,11 @@ class LoopConfig:
     eval_episodes: int = 32
     final_episodes: int = 100
     checkpoint_every: int = 50_000
+    stop_at: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
-        for name in self.__dataclass_fields__:
+        for name in COUNTS:
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
 
 
@@ -133,6 +144,8 @@ class TrainingResult:
     Attributes
     ----------
     curve : Curve
+    diagnostics : Curve
+        What the learner reports (losses and the like), means over the updates between evaluations.
     final : dict of name to array (R, episodes)
         ``episode_return``, ``episode_length`` and the world's own figures, of the last evaluation.
     steps : int
@@ -142,6 +155,7 @@ class TrainingResult:
     """
 
     curve: Curve
+    diagnostics: Curve
     final: dict[str, np.ndarray]
     steps: int
     seconds: float
@@ -184,8 +198,8 @@ def reuse_memory() -> None:
     libc.mallopt(trim_threshold, 1 << 30)
 
 
-class OffPolicyTrainer:
-    """The off-policy loop: act, step, store, learn; evaluate, log and checkpoint on the way.
+class Trainer:
+    """The loop: act, step, store, learn; evaluate, log and checkpoint on the way.
 
     Parameters
     ----------
@@ -215,8 +229,9 @@ class OffPolicyTrainer:
         self.log = RunLog(Path(folder)) if folder is not None else None
         self.progress = progress
         self.steps, self.seconds = 0, 0.0
-        self.curve = Curve()
-        self.metrics: dict[str, np.ndarray] = {}  # of the last update, (R,) each
+        self.curve, self.diagnostics = Curve(), Curve()
+        self.metrics: dict[str, np.ndarray] = {}  # sums since the last evaluation, (R,) each
+        self.updates = 0  # calls of update() in them
         self.obs, self.info = self.env.reset(seed=learner.seeds)
 
     def train(self) -> TrainingResult:
@@ -228,20 +243,29 @@ class OffPolicyTrainer:
             while self.steps < c.timesteps:
                 if self._due(c.eval_every):
                     self._evaluate(bar)
+                    if self._reached():
+                        break
                 self._step()
                 bar.update(self.learner.num_envs)
                 if self._due(c.checkpoint_every) and self.steps < c.timesteps:
                     self.seconds = time.monotonic() - started
                     self.save()
             self._evaluate(bar)
-        final = evaluate(self.make_env, self.learner.policy(), self.replicates, c.final_episodes)
+        # what stopped training may have been luck, so it is judged again on other worlds
+        seed = EVALUATION_SEED + (c.stop_at is not None)
+        policy = self.learner.policy()
+        final = evaluate(self.make_env, policy, self.replicates, c.final_episodes, seed)
         self.seconds = time.monotonic() - started
         self.save()
-        return TrainingResult(self.curve, final, self.steps, self.seconds)
+        return TrainingResult(self.curve, self.diagnostics, final, self.steps, self.seconds)
 
     def _due(self, every: int) -> bool:
         """Whether a multiple of ``every`` was passed in the last step."""
         return self.steps % every < self.learner.num_envs
+
+    def _reached(self) -> bool:
+        goal = self.config.stop_at
+        return goal is not None and min(self.curve.values["episode_return"][-1]) >= goal
 
     def _step(self) -> None:
         action = self.learner.act(self.obs, self.info)
@@ -251,11 +275,14 @@ class OffPolicyTrainer:
         )
         self.obs, self.info = obs, info
         self.steps += self.learner.num_envs
-        self.metrics = self.learner.update() or self.metrics
-        self._check_finite()
+        metrics = self.learner.update()
+        if metrics:
+            self._check_finite(metrics)
+            self.updates += 1
+            self.metrics = {k: self.metrics.get(k, 0.0) + v for k, v in metrics.items()}
 
-    def _check_finite(self) -> None:
-        for name, value in self.metrics.items():
+    def _check_finite(self, metrics: dict[str, np.ndarray]) -> None:
+        for name, value in metrics.items():
             if not np.isfinite(value).all():
                 seed = self.learner.seeds[int(np.flatnonzero(~np.isfinite(value))[0])]
                 kept = f"; the last good state is in {self.log.checkpoint}" if self.log else ""
@@ -271,8 +298,12 @@ class OffPolicyTrainer:
         means = {name: value.mean(1) for name, value in figures.items()}
         self.curve.add(self.steps, means)
         bar.set_postfix({"return": f"{means['episode_return'].mean():.2f}"})
+        reported = {name: value / self.updates for name, value in self.metrics.items()}
+        if self.updates:
+            self.diagnostics.add(self.steps, reported)
+        self.metrics, self.updates = {}, 0
         if self.log:
-            self.log.write(self.steps, {**means, **self.metrics}, self.learner.seeds)
+            self.log.write(self.steps, {**means, **reported}, self.learner.seeds)
 
     def save(self) -> None:
         """Write the checkpoint atomically, if there is a folder."""
@@ -281,7 +312,9 @@ class OffPolicyTrainer:
         state = {
             "steps": self.steps,
             "seconds": self.seconds,
-            "curve": {"steps": self.curve.steps, "values": self.curve.values},
+            "curve": vars(self.curve),
+            "diagnostics": vars(self.diagnostics),
+            "updates": self.updates,
             "log_bytes": self.log.sizes(),
             "torch": torch.get_rng_state(),
             "metrics": _to_tensors(self.metrics),
@@ -299,6 +332,8 @@ class OffPolicyTrainer:
         with checkpoint(self.log.checkpoint) as state:
             self.steps, self.seconds = state["steps"], state["seconds"]
             self.curve = Curve(**state["curve"])
+            self.diagnostics = Curve(**state["diagnostics"])
+            self.updates = state["updates"]
             self.metrics = _to_arrays(state["metrics"])
             torch.set_rng_state(state["torch"])
             self.learner.load_state_dict(state["learner"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -21,6 +21,26 @@ from marl_lib.seeding import RandomStreams
 
 Seeds = int | Sequence[int] | None
 Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
+
+
+class Tokens(NamedTuple):
+    """How an observation is made of tokens, for networks that attend to them.
+
+    The observation is ``count`` blocks of ``1 + size`` numbers: a flag that is 1 where there is
+    such a token and 0 where the block is padding, and what is known of it.
+
+    Parameters
+    ----------
+    count : int
+    size : int
+        Numbers of each token, without the flag.
+    ordered : bool
+        The place in the order means something: a history, oldest first.
+    """
+
+    count: int
+    size: int
+    ordered: bool
 
 
 class BatchedWorld(ABC):
@@ -179,6 +199,8 @@ class BatchedParallelEnv(BatchedWorld):
         Length D of one agent's observation.
     action_space : gymnasium space of one agent
     """
+
+    tokens: Tokens | None = None  # how an observation is made of tokens, if it is
 
     def __init__(
         self,

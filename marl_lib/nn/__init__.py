@@ -1,0 +1,1 @@
+"""Differentiable parts, with no reinforcement learning inside."""

@@ -22,7 +22,7 @@ from gymnasium.spaces import Discrete
 from marl_lib.algorithms.dqn import DQN, DQNConfig
 from marl_lib.algorithms.ppo import PPO, AttentionPPOConfig, PPOConfig
 from marl_lib.config import ConfigError, choice, from_mapping, read_yaml, require, to_mapping
-from marl_lib.envs import ENVS, BatchedParallelEnv, make
+from marl_lib.envs import BatchedParallelEnv, entry, make
 from marl_lib.seeding import check_seed
 from marl_lib.training import (
     COUNTS,
@@ -99,7 +99,7 @@ def run_config_type(env: str, algorithm: str) -> type[RunConfig]:
     ConfigError
         If either name is unknown.
     """
-    options = ENVS[choice("environment", env, ENVS)].options
+    options = entry(env).options
     settings = ALGORITHMS[choice("algorithm", algorithm, ALGORITHMS)][1]
     return dataclasses.make_dataclass(
         "RunConfig",
@@ -194,10 +194,14 @@ def _ppo(config: RunConfig, env: BatchedParallelEnv) -> PPO:
             "choose another algorithm or set env_options.n_agents to 1"
         )
     space = env.single_action_space
-    bounds = None if isinstance(space, Discrete) else (space.low, space.high)
+    bounds = None
+    if isinstance(space, Discrete):
+        n_actions = int(space.n)
+    else:
+        bounds, n_actions = (space.low, space.high), len(space.low)
     return PPO(
         env.obs_dim,
-        env.n_actions if bounds is None else space.shape[0],
+        n_actions,
         config.num_envs,
         config.seeds,
         getattr(config, config.algorithm),
@@ -214,9 +218,7 @@ ALGORITHMS = {
 }
 
 
-def make_trainer(
-    config: RunConfig, folder: Path | None = None, progress: bool = True
-) -> Trainer:
+def make_trainer(config: RunConfig, folder: Path | None = None, progress: bool = True) -> Trainer:
     """Return the trainer of a run, ready to start or to resume."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)

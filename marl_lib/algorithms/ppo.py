@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from marl_lib.config import ConfigError, choice, require
+from marl_lib.config import choice, require
 from marl_lib.envs.base import Tokens
 from marl_lib.nn.attention import (
     AttentionBlock,
@@ -30,7 +30,7 @@ from marl_lib.nn.normalization import RunningNorm
 from marl_lib.replicates import Replicates
 from marl_lib.seeding import RandomStreams
 
-POOLINGS = ("queries", "attention", "mean", "first", "last")
+POOLINGS = ("queries", "first", "last", "attention", "mean")
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,10 @@ class AttentionPPOConfig(PPOConfig):
         Heads of each attention; self-attention blocks (may be 0).
     d_hidden : int or None
         Width of the blocks' feed-forward networks; None for twice ``d_model``.
-    pooling : {"queries", "attention", "mean", "first", "last"}
-        How tokens become one vector: cross-attention from learned queries, learned scores, the
-        plain mean, or the first or last token.
+    pooling : {"queries", "first", "last", "attention", "mean"}
+        How tokens become one vector: cross-attention to all of them from learned queries, from the
+        first token (the agent among entities) or from the last (the present in a history);
+        learned scores; or the plain mean.
     n_queries : int
         Learned queries of ``pooling="queries"``.
     norm : {"pre", "post"}
@@ -205,16 +206,15 @@ class AttentionEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(e) if c.norm == "pre" else nn.Identity()
         self.size = e
+        if c.pooling in ("queries", "first", "last"):
+            self.cross = AttentionBlock(e, c.n_heads, e, c.d_hidden, c.dropout, c.norm, fused)
         if c.pooling == "queries":
             self.queries = nn.Parameter(torch.randn(c.n_queries, e) / math.sqrt(e))
-            self.cross = AttentionBlock(e, c.n_heads, e, c.d_hidden, c.dropout, c.norm, fused)
             self.size = e * c.n_queries
         elif c.pooling == "attention":
             self.pool = AttentionPooling(e, c.n_heads)
 
-    def forward(
-        self, obs: Tensor, need_weights: bool = False
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, obs: Tensor, need_weights: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         """Return features (..., size) and, if asked for, the weights of every attention.
 
         Returns
@@ -246,19 +246,20 @@ class AttentionEncoder(nn.Module):
     def _pool(
         self, x: Tensor, present: Tensor | None, mask: Tensor | None, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        if self.pooling == "queries":
-            queries = self.queries.expand(*x.shape[:-2], *self.queries.shape)
-            out, weights = self.cross(queries, x, mask, need_weights)
+        if self.pooling in ("queries", "first", "last"):
+            if self.pooling == "queries":
+                query = self.queries.expand(*x.shape[:-2], *self.queries.shape)
+            else:
+                query = x[..., :1, :] if self.pooling == "first" else x[..., -1:, :]
+            out, weights = self.cross(query, x, mask, need_weights)  # (..., queries, E)
             return out.flatten(-2), weights
         if self.pooling == "attention":
             out, weights = self.pool(x, present, need_weights)
             return out, None if weights is None else weights.unsqueeze(-2)
-        if self.pooling == "mean":
-            if present is None:
-                return x.mean(-2), None
-            share = present.float().unsqueeze(-1)  # (..., L, 1)
-            return (x * share).sum(-2) / share.sum(-2).clamp(min=1), None
-        return x[..., 0 if self.pooling == "first" else -1, :], None
+        if present is None:
+            return x.mean(-2), None
+        share = present.float().unsqueeze(-1)  # (..., L, 1)
+        return (x * share).sum(-2) / share.sum(-2).clamp(min=1), None
 
 
 class PPONetwork(nn.Module):
@@ -288,8 +289,9 @@ class PPONetwork(nn.Module):
         log_std: bool = False,
     ):
         super().__init__()
-        attends = isinstance(config, AttentionPPOConfig)
-        self.encoder = AttentionEncoder(obs_dim, config, tokens, fused) if attends else None
+        self.encoder = None
+        if isinstance(config, AttentionPPOConfig):
+            self.encoder = AttentionEncoder(obs_dim, config, tokens, fused)
         width = self.encoder.size if self.encoder else obs_dim
         self.body = mlp([width, *config.hidden])
         self.head = linear([width, *config.hidden][-1], out_dim, gain)
@@ -647,9 +649,7 @@ class PPO:
         for i in range(parts):
             yield {name: x[i] for name, x in shuffled.items()}
 
-    def _step(
-        self, batch: dict[str, Tensor], clip: float, active: Tensor
-    ) -> dict[str, Tensor]:
+    def _step(self, batch: dict[str, Tensor], clip: float, active: Tensor) -> dict[str, Tensor]:
         """Make one step of both optimisers; replicates that are not active stay as they are."""
         found = self.losses(batch, clip)
         actor_loss = found["policy_loss"] - self.config.entropy_coef * found["entropy"]

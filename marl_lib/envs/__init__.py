@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from marl_lib.config import choice, convert, require
-from marl_lib.envs.adapters import TeamOfOne
+from marl_lib.envs.adapters import GymnasiumBatch, History, TeamOfOne
 from marl_lib.envs.base import BatchedParallelEnv, BatchedVectorEnv
 from marl_lib.envs.classic import (
     Acrobot,
@@ -17,6 +17,7 @@ from marl_lib.envs.classic import (
     CartPole,
     MountainCar,
 )
+from marl_lib.envs.colourmatch import BatchedColourMatch, ColourMatch, ColourMatchConfig
 from marl_lib.envs.gridworld import BatchedGridWorld, GridWorldConfig, MultiAgentGridWorld
 
 __all__ = [
@@ -24,16 +25,22 @@ __all__ = [
     "Acrobot",
     "BatchedAcrobot",
     "BatchedCartPole",
+    "BatchedColourMatch",
     "BatchedGridWorld",
     "BatchedMountainCar",
     "BatchedParallelEnv",
     "BatchedVectorEnv",
     "CartPole",
     "ClassicConfig",
+    "ColourMatch",
+    "ColourMatchConfig",
     "GridWorldConfig",
+    "GymnasiumBatch",
+    "History",
     "MountainCar",
     "MultiAgentGridWorld",
     "TeamOfOne",
+    "entry",
     "make",
 ]
 
@@ -46,17 +53,24 @@ class ClassicConfig:
     ----------
     max_steps : int or None
         Truncate after so many steps; ``None`` takes the standard (500, 500 and 200).
+    velocities : bool
+        Show the velocities; without them one observation does not tell the state.
+    history : int
+        Show the last so many observations, as tokens, where more than one.
     physics : dict of name to number or [low, high]
         Constants to change, or to draw afresh for each episode.
     """
 
     max_steps: int | None = None
+    velocities: bool = True
+    history: int = 1
     physics: dict[str, float | tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work; the world itself checks the physics."""
         if self.max_steps is not None:
             require(self.max_steps >= 1, "max_steps", self.max_steps, "at least 1")
+        require(self.history >= 1, "history", self.history, "at least 1")
 
 
 class _Entry(NamedTuple):
@@ -68,20 +82,48 @@ def _grid_world(num_envs: int, options: GridWorldConfig, autoreset: bool) -> Bat
     return BatchedGridWorld(num_envs, autoreset=autoreset, **vars(options))
 
 
-def _classic(kind: Callable[..., BatchedVectorEnv]) -> _Entry:
+def _classic(kind: type[Any]) -> _Entry:
     def build(num_envs: int, options: ClassicConfig, autoreset: bool) -> BatchedParallelEnv:
         given = {} if options.max_steps is None else {"max_steps": options.max_steps}
-        return TeamOfOne(kind(num_envs, physics=options.physics, autoreset=autoreset, **given))
+        world = kind(num_envs, physics=options.physics, autoreset=autoreset, **given)
+        team = TeamOfOne(world, None if options.velocities else kind.places)
+        return team if options.history == 1 else History(team, options.history)
 
     return _Entry(ClassicConfig, build)
 
 
+def _colour_match(num_envs: int, options: ColourMatchConfig, autoreset: bool) -> TeamOfOne:
+    return TeamOfOne(BatchedColourMatch(num_envs, autoreset, **vars(options)))
+
+
+@dataclass(frozen=True)
+class GymnasiumConfig:
+    """Options of a world of gymnasium: none."""
+
+
+GYMNASIUM = "gymnasium:"  # before the name of any environment that gymnasium can make
+
 ENVS: dict[str, _Entry] = {
     "GridWorld": _Entry(GridWorldConfig, _grid_world),
+    "ColourMatch": _Entry(ColourMatchConfig, _colour_match),
     "CartPole-v1": _classic(BatchedCartPole),
     "Acrobot-v1": _classic(BatchedAcrobot),
     "MountainCar-v0": _classic(BatchedMountainCar),
 }
+
+
+def entry(name: str) -> _Entry:
+    """Return how a world is made and the class of its options.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown.
+    """
+    if name.startswith(GYMNASIUM):
+        spec = name.removeprefix(GYMNASIUM)
+        return _Entry(GymnasiumConfig, lambda n, _, autoreset: GymnasiumBatch(spec, n, autoreset))
+    return ENVS[choice("environment", name, [*ENVS, f"{GYMNASIUM}NAME"])]
 
 
 def make(
@@ -92,7 +134,7 @@ def make(
     Parameters
     ----------
     name : str
-        One of ``ENVS``.
+        One of ``ENVS``, or ``gymnasium:`` and the name of an environment of gymnasium.
     num_envs : int
     options : the world's options dataclass, a mapping of them, or None for its defaults
 
@@ -101,6 +143,6 @@ def make(
     ConfigError
         If the name or an option is unknown.
     """
-    entry = ENVS[choice("environment", name, ENVS)]
-    options = convert({} if options is None else options, entry.options, "options")
-    return entry.build(num_envs, options, autoreset)
+    made = entry(name)
+    options = convert({} if options is None else options, made.options, "options")
+    return made.build(num_envs, options, autoreset)

@@ -7,9 +7,9 @@ with same-step autoreset; ``BatchedParallelEnv`` adds the agent axis; ``PettingZ
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -23,7 +23,8 @@ Seeds = int | Sequence[int] | None
 Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 
 
-class Tokens(NamedTuple):
+@dataclass(frozen=True)
+class Tokens:
     """How an observation is made of tokens, for networks that attend to them.
 
     The observation is ``count`` blocks of ``1 + size`` numbers: a flag that is 1 where there is
@@ -43,7 +44,7 @@ class Tokens(NamedTuple):
     ordered: bool
 
 
-class BatchedWorld(ABC):
+class BatchedWorld:
     """B copies of one world. A subclass supplies the rules, this class the life of an episode.
 
     The rules are four methods over rows of the batch: :meth:`_start` places new episodes,
@@ -58,6 +59,7 @@ class BatchedWorld(ABC):
     """
 
     state_arrays: tuple[str, ...] = ()
+    tokens: Tokens | None = None  # how an observation is made of tokens, if it is
 
     def __init__(self, num_envs: int, max_steps: int | None, autoreset: bool = True):
         if num_envs < 1:
@@ -70,17 +72,17 @@ class BatchedWorld(ABC):
         self.elapsed = np.zeros(num_envs, np.int64)
         self.streams: RandomStreams | None = None
 
-    @abstractmethod
     def _start(self, rows: np.ndarray) -> None:
         """Place new episodes in the given rows, with random numbers from ``self.streams``."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Apply one action to every row; return the reward and ``terminated`` (B,)."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _observe(self, rows: np.ndarray | slice) -> np.ndarray:
         """Return fresh observations of the given rows as a new float32 array."""
+        raise NotImplementedError
 
     def _info(self) -> dict[str, np.ndarray]:
         """Return extra entries for ``info``, read off the state before any reset."""
@@ -199,8 +201,6 @@ class BatchedParallelEnv(BatchedWorld):
         Length D of one agent's observation.
     action_space : gymnasium space of one agent
     """
-
-    tokens: Tokens | None = None  # how an observation is made of tokens, if it is
 
     def __init__(
         self,

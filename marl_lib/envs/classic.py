@@ -44,6 +44,7 @@ class _ClassicWorld(BatchedVectorEnv):
     state_arrays = ("_state", "_physics")
     quantities: dict[str, Quantity]
     n_actions: int
+    places: tuple[int, ...]  # entries of the observation that are no velocities
     start_low: tuple[float, ...]
     start_high: tuple[float, ...]
 
@@ -206,6 +207,7 @@ class BatchedCartPole(_ClassicWorld):
         "tau": Quantity(0.02),
     }
     n_actions = 2
+    places = (0, 2)
     start_low, start_high = (-0.05,) * 4, (0.05,) * 4
     max_position = 2.4
     max_angle = 12 * tau / 360
@@ -316,6 +318,7 @@ class BatchedAcrobot(_ClassicWorld):
         "dt": Quantity(0.2),
     }
     n_actions = 3
+    places = (0, 1, 2, 3)
     start_low, start_high = (-0.1,) * 4, (0.1,) * 4
 
     def __init__(
@@ -474,6 +477,7 @@ class BatchedMountainCar(_ClassicWorld):
         "max_speed": Quantity(0.07),
     }
     n_actions = 3
+    places = (0,)
     start_low, start_high = (-0.6, 0.0), (-0.4, 0.0)
     min_position, max_position, goal_position = -1.2, 0.6, 0.5
 

@@ -12,7 +12,7 @@ Source: A. Vaswani et al., "Attention is all you need", 2017.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -296,7 +296,7 @@ class LearnedPositions(nn.Module):
         """Return x + table."""
         length = len(self.table)
         require(x.shape[-2] == length, "length of the sequence", x.shape[-2], str(length))
-        return cast(Tensor, x + self.table)
+        return x + self.table
 
 
 class FeatureTokens(nn.Module):
@@ -318,7 +318,7 @@ class FeatureTokens(nn.Module):
         """Return the tokens (..., D, E) of x (..., D)."""
         size = len(self.weight)
         require(x.shape[-1] == size, "number of features", x.shape[-1], str(size))
-        return cast(Tensor, x.unsqueeze(-1) * self.weight + self.bias)
+        return x.unsqueeze(-1) * self.weight + self.bias
 
 
 def load_torch_attention(ours: MultiHeadAttention, theirs: nn.MultiheadAttention) -> None:

@@ -49,7 +49,7 @@ class RunConfig(LoopConfig):
     Parameters
     ----------
     env, algorithm : str
-        See ``marl list``.
+        See ``marl list``; the algorithm is by default dqn on the grid world, else attention_ppo.
     seed : int
         The first seed.
     replicates : int
@@ -136,14 +136,48 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+# Names of a published configuration of attention PPO -> ours
+OTHER_NAMES = {
+    "env_name": "env",
+    "total_timesteps": "timesteps",
+    "eval_freq": "eval_every",
+    "n_eval_episodes": "eval_episodes",
+}
+
+
+def _own_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration in our names, where it uses those of ``OTHER_NAMES``.
+
+    Sections ``ppo`` and ``attention`` beside each other are the settings of ``attention_ppo``.
+    """
+    own: dict[str, Any] = {}
+    for key, value in values.items():
+        name = OTHER_NAMES.get(key, key)
+        if name in own:
+            raise ConfigError(f"the configuration key {name} is given twice, once as {key}")
+        own[name] = value
+    if "attention" in own and own.setdefault("algorithm", "attention_ppo") == "attention_ppo":
+        parts = [own.pop(k, None) or {} for k in ("ppo", "attention", "attention_ppo")]
+        for name, part in zip(("ppo", "attention"), parts, strict=False):
+            require(isinstance(part, Mapping), name, part, "a mapping")
+        own["attention_ppo"] = merge(*parts)
+    return own
+
+
+def default_algorithm(env: str) -> str:
+    """Return what is trained on a world where nothing else is said."""
+    return "dqn" if env == "GridWorld" else "attention_ppo"
+
+
 def run_config(*layers: Mapping[str, Any]) -> RunConfig:
     """Build the configuration of a run from mappings, later ones over earlier ones.
 
     What no layer says comes from the configuration shipped for that world and algorithm, if there
     is one (``gridworld-dqn`` for DQN on the grid world), else from the defaults.
     """
-    given = merge(*layers)
-    env, algorithm = given.get("env", RunConfig.env), given.get("algorithm", RunConfig.algorithm)
+    given = merge(*map(_own_names, layers))
+    env = given.get("env", RunConfig.env)
+    algorithm = given.setdefault("algorithm", default_algorithm(env))
     kind = run_config_type(env, algorithm)
     name = f"{env}-{algorithm}".lower()
     base = read_yaml(shipped()[name]) if name in shipped() else {}
@@ -205,6 +239,7 @@ def _ppo(config: RunConfig, env: BatchedParallelEnv) -> PPO:
         config.num_envs,
         config.seeds,
         getattr(config, config.algorithm),
+        total_steps=config.timesteps,
         bounds=bounds,
         tokens=env.tokens,
         device=config.device,

@@ -45,8 +45,8 @@ class PPOConfig:
         λ of generalised advantage estimation, in [0, 1].
     learning_rate : float
         Of Adam.
-    anneal_steps : int
-        Steps over which learning rate and clip ratio go down linearly to zero; 0 keeps them.
+    anneal : bool
+        Let learning rate and clip ratio go down linearly to zero over the whole training.
     rollout : int
         Steps T of each environment between updates.
     epochs : int
@@ -73,7 +73,7 @@ class PPOConfig:
     gamma: float = 0.99
     gae_lambda: float = 0.95
     learning_rate: float = 1e-3
-    anneal_steps: int = 0
+    anneal: bool = True
     rollout: int = 32
     epochs: int = 4
     batch_size: int = 512
@@ -95,8 +95,7 @@ class PPOConfig:
             require(getattr(self, key) > 0, key, getattr(self, key), "positive")
         for key in ("rollout", "epochs", "batch_size"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
-        for key in ("anneal_steps", "entropy_coef"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
+        require(self.entropy_coef >= 0, "entropy_coef", self.entropy_coef, "at least 0")
         for key in ("clip_value", "target_kl"):
             value = getattr(self, key)
             require(value is None or value > 0, key, value, "positive or null")
@@ -133,6 +132,7 @@ class AttentionPPOConfig(PPOConfig):
     Other parameters are those of :class:`PPOConfig`; ``hidden`` are the layers after the pooling.
     """
 
+    learning_rate: float = 5e-4
     d_model: int = 32
     n_heads: int = 4
     n_layers: int = 1
@@ -393,6 +393,8 @@ class PPO:
         One for each of R replicates.
     config : PPOConfig
         An :class:`AttentionPPOConfig` makes the networks attend.
+    total_steps : int or None
+        Steps of the whole training, for annealing; None for none.
     bounds : (low, high) arrays (A,) or None
         Limits of a continuous action, to which what is sampled is clipped; None if discrete.
     tokens : Tokens or None
@@ -407,10 +409,12 @@ class PPO:
         seeds: Sequence[int],
         config: PPOConfig | None = None,
         *,
+        total_steps: int | None = None,
         bounds: tuple[np.ndarray, np.ndarray] | None = None,
         tokens: Tokens | None = None,
         device: str | torch.device = "cpu",
     ):
+        self.total_steps = total_steps
         self.config = c = PPOConfig() if config is None else config
         self.obs_dim, self.n_actions, self.num_envs = obs_dim, n_actions, num_envs
         self.seeds, self.device, self.bounds = list(seeds), torch.device(device), bounds
@@ -619,8 +623,10 @@ class PPO:
         """Make all passes over the rollout; return the means of what was watched."""
         c, total = self.config, batch["value"].shape[1]
         parts = max(1, total // c.batch_size)
-        left = 1 - self.steps / c.anneal_steps if c.anneal_steps else 1.0
-        left = max(left, 1e-3)  # the last update still has a step to make
+        left = 1.0
+        if c.anneal and self.total_steps is not None:
+            begun = self.steps - c.rollout * self.num_envs  # when this rollout was begun
+            left = max(1 - begun / self.total_steps, 0.0)
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = c.learning_rate * left
         active = torch.ones(len(self.seeds), dtype=torch.bool, device=self.device)

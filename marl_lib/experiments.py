@@ -10,12 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 
 from marl_lib.config import ConfigError, choice, from_mapping, read_yaml, require, to_mapping
 from marl_lib.envs.gridworld import BatchedGridWorld
-from marl_lib.planning import Planner, random_actions
 from marl_lib.rollout import play
 from marl_lib.runs import (
     CONFIGS,
@@ -27,31 +25,46 @@ from marl_lib.runs import (
     shipped,
     world_maker,
 )
-from marl_lib.training import EVALUATION_SEED
+from marl_lib.training import EVALUATION_SEED, Trainer, evaluate
 
 REFERENCES = ("planner", "random")
 
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """An experiment: one configuration, varied.
+    """An experiment: configurations, their variations, and what is measured at the end.
 
     Parameters
     ----------
-    config : str
-        The configuration all settings start from, by name or path.
+    config : str or None
+        The configuration all settings start from, by name or path. With None each setting names
+        its world and algorithm, and starts from what ships for them.
     settings : dict of label to overrides
         Each label is one curve; its overrides lie over the configuration.
+    sweep : dict of dotted key to values
+        One setting more for each value, such as ``ppo.learning_rate: [1e-4, 1e-3]``, labelled
+        ``learning_rate=0.0001`` and so on; all else stays as in the configuration.
+    tests : dict of label to options of the world
+        Other worlds that every trained policy is judged on, beside its own.
+    importance : bool
+        Measure how much the policy rests on each feature of the observation, see
+        :func:`marl_lib.interpret.feature_importance`.
     seeds : int
         Seeds 0 to ``seeds - 1`` of each setting.
+    per_process : int or None
+        Replicates trained side by side in one process; None for all seeds of a setting.
     references : tuple of {"planner", "random"}
         Policies judged on the same worlds, without learning.
     description : str
     """
 
-    config: str
+    config: str | None = None
     settings: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    sweep: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    tests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    importance: bool = False
     seeds: int = 10
+    per_process: int | None = None
     references: tuple[str, ...] = ()
     description: str = ""
 
@@ -60,12 +73,24 @@ class ExperimentConfig:
         require(self.seeds >= 1, "seeds", self.seeds, "at least 1")
         for name in self.references:
             choice("reference", name, REFERENCES)
-        labels = [*self.settings, *self.references]
+        require(not self.sweep or self.config is not None, "sweep", self.sweep, "over a config")
+        labels = [*self.all_settings(), *self.references]
         require(len(labels) > 0, "settings", self.settings, "at least one, or a reference")
         require(len(labels) == len(set(labels)), "settings", labels, "unlike the references")
         for label in labels:  # becomes part of a file's name
-            ok = isinstance(label, str) and re.fullmatch(r"[\w.-]+", label)
-            require(bool(ok), "a label of settings", label, "of letters, digits, '_', '.' and '-'")
+            ok = isinstance(label, str) and re.fullmatch(r"[\w.=+-]+", label)
+            require(bool(ok), "a label of settings", label, "of letters, digits, _ . = + and -")
+
+    def all_settings(self) -> dict[str, dict[str, Any]]:
+        """Return the overrides of every setting, those of the sweep included."""
+        found = {label: dict(overrides or {}) for label, overrides in self.settings.items()}
+        for key, values in self.sweep.items():
+            for value in values:
+                overrides: Any = value
+                for name in reversed(key.split(".")):
+                    overrides = {name: overrides}
+                found[f"{key.rsplit('.', 1)[-1]}={value}"] = overrides
+        return found
 
 
 def shipped_experiments() -> dict[str, Path]:
@@ -108,7 +133,7 @@ def run_experiment(
     seeds : int or None
         Number of seeds; ``None`` takes the experiment's.
     per_process : int or None
-        Replicates trained side by side in one process; ``None`` for all seeds of a setting.
+        Overrides the experiment's own.
     n_jobs : int
         Processes.
     overwrite : bool
@@ -126,14 +151,14 @@ def run_experiment(
     if not overwrite and any(folder.glob("*.json")):
         raise ConfigError(f"{folder} already holds results; pass --overwrite to replace them")
     count = experiment.seeds if seeds is None else seeds
-    size = min(per_process or count, count)
-    base = find_config(experiment.config)
+    size = min(per_process or experiment.per_process or count, count)
+    base = find_config(experiment.config) if experiment.config else {}
     configs = {
-        label: run_config(base, varied or {}, overrides or {})
-        for label, varied in experiment.settings.items()
+        label: run_config(base, varied, overrides or {})
+        for label, varied in experiment.all_settings().items()
     }
     units = [
-        (label, _with_seeds(config, first, min(size, count - first)))
+        (label, _with_seeds(config, first, min(size, count - first)), experiment)
         for label, config in configs.items()
         for first in range(0, count, size)
     ]
@@ -141,6 +166,8 @@ def run_experiment(
     made_by = command or f"marl experiment {name_or_path}"
     extra = {"experiment": name, "command": made_by, **provenance()}
     found = [_reference(r, run_config(base, overrides or {})) for r in experiment.references]
+    import joblib
+
     records = joblib.Parallel(n_jobs=n_jobs)(joblib.delayed(run_setting)(*unit) for unit in units)
     found += [record for several in records for record in several]
     paths = [_write(folder, {**extra, **record}) for record in found]
@@ -154,9 +181,14 @@ def _with_seeds(config: RunConfig, first: int, count: int) -> RunConfig:
     return from_mapping(type(config), values)
 
 
-def run_setting(label: str, config: RunConfig) -> list[dict[str, Any]]:
+def run_setting(
+    label: str, config: RunConfig, experiment: ExperimentConfig
+) -> list[dict[str, Any]]:
     """Train one setting with the seeds of ``config``; return one record a seed."""
-    result = make_trainer(config, progress=sys.stderr.isatty()).train()
+    trainer = make_trainer(config, progress=sys.stderr.isatty())
+    result = trainer.train()
+    tests = {name: judge(trainer, config, world) for name, world in experiment.tests.items()}
+    seen = _observations(trainer, config) if experiment.importance else None
     return [
         {
             "algorithm": label,
@@ -166,6 +198,12 @@ def run_setting(label: str, config: RunConfig) -> list[dict[str, Any]]:
             "curve": {"steps": result.curve.steps}
             | {k: result.curve.array(k)[i].tolist() for k in result.curve.values},
             "evaluation": {k: v[i].tolist() for k, v in result.final.items()},
+            "diagnostics": {"steps": result.diagnostics.steps}
+            | {k: result.diagnostics.array(k)[i].tolist() for k in result.diagnostics.values},
+            "tests": {
+                name: {k: v[i].tolist() for k, v in found.items()} for name, found in tests.items()
+            },
+            "importance": {} if seen is None else _importance(trainer.learner, i, seen[i]),
             "wall_clock_seconds": round(result.seconds, 2),
             "replicates_in_process": config.replicates,
             "device": config.device,
@@ -174,8 +212,35 @@ def run_setting(label: str, config: RunConfig) -> list[dict[str, Any]]:
     ]
 
 
+def judge(trainer: Trainer, config: RunConfig, options: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Return the figures (R, episodes) of a trained policy on its world with other options."""
+    other = run_config(to_mapping(config), {"env_options": options})
+    policy, n = trainer.learner.policy(), config.replicates
+    return evaluate(world_maker(other), policy, n, config.final_episodes)
+
+
+def _observations(trainer: Trainer, config: RunConfig, steps: int = 64) -> np.ndarray:
+    """Return observations (R, n, D) that the trained policies meet on their way."""
+    env = world_maker(config)(16 * config.replicates)
+    obs, info = env.reset(seed=[EVALUATION_SEED] * config.replicates)
+    policy, seen = trainer.learner.policy(), []
+    for _ in range(steps):
+        seen.append(obs.reshape(config.replicates, 16, -1))
+        obs, _, _, _, info = env.step(policy(obs, info))
+    return np.concatenate(seen, axis=1)
+
+
+def _importance(learner: Any, index: int, obs: np.ndarray) -> dict[str, list[float]]:
+    """Return how much replicate ``index`` rests on each feature, by every measure there is."""
+    from marl_lib.interpret import feature_importance
+
+    return feature_importance(learner.actor.network(index), learner.seen_by(index, obs))
+
+
 def _reference(name: str, config: RunConfig) -> dict[str, Any]:
     """Judge a policy that does not learn on the worlds the learners are judged on."""
+    from marl_lib.planning import Planner, random_actions  # brings scipy, which is slow to load
+
     world = world_maker(config)(config.final_episodes)
     if name == "planner":
         if not isinstance(world, BatchedGridWorld):

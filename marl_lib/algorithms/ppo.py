@@ -470,6 +470,11 @@ class PPO:
         """Return what the networks see of observations (R, any, D)."""
         return self.norm(obs) if self.config.normalise_obs else obs
 
+    def seen_by(self, index: int, obs: np.ndarray) -> Tensor:
+        """Return observations (n, D) as the networks of one replicate see them."""
+        every = torch.as_tensor(obs, device=self.device).expand(len(self.seeds), *obs.shape)
+        return self._seen(every)[index]
+
     @torch.no_grad()
     def distribution_of(self, obs: np.ndarray) -> Distribution:
         """Return the policy's distribution for observations (R × any, 1, D), over (R, any)."""

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 from gymnasium import spaces
-from scipy.ndimage import label
 
 from marl_lib.config import ConfigError, from_mapping, require
 from marl_lib.envs.base import BatchedParallelEnv, PettingZooFace
@@ -136,8 +135,11 @@ def wall_grid(config: GridWorldConfig) -> np.ndarray:
         if len(lines) != rows or any(len(line) != cols or set(line) - set("#.") for line in lines):
             raise ConfigError(f"walls must be {rows} strings of {cols} characters # or .: {lines}")
         grid = np.array([[char == "#" for char in line] for line in lines])
-    parts = label(~grid)[1]
-    require(parts == 1, "walls", config.walls, "such that every free cell can be reached")
+    if grid.any():
+        from scipy.ndimage import label  # slow to load, and an open grid has no use for it
+
+        parts = label(~grid)[1]
+        require(parts == 1, "walls", config.walls, "such that every free cell can be reached")
     needed = config.n_agents + config.n_targets + config.n_goals
     free = int((~grid).sum())
     require(needed <= free, "n_agents + n_targets + n_goals", needed, f"at most {free}, the cells")

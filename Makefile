@@ -4,12 +4,14 @@ SHELL := /bin/sh
 
 PYTHON ?= python3
 VENV ?= .venv
+BENCH_VENV ?= .venv-bench
 JOBS ?= 2
 PORT ?= 8000
 BRANCH ?= main
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH_READY := $(BENCH_VENV)/.ready
 NOTEBOOKS := $(wildcard book/*.ipynb)
 
 # One thread a process: what runs here are small networks, several at a time.
@@ -53,8 +55,8 @@ serve: $(READY) ## show the built site (PORT=8000)
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
 
 .PHONY: bench
-bench: $(READY) ## measure how fast the library is, beside gymnasium (3 minutes)
-	$(BIN)/python -m benchmarks
+bench: $(BENCH_READY) ## measure the speed beside the peers', in an environment of its own
+	$(BENCH_VENV)/bin/python -m benchmarks
 
 .PHONY: clean-notebooks
 clean-notebooks: $(READY) ## strip from the notebooks what does not belong in git
@@ -83,9 +85,19 @@ clean: ## delete what building and testing made (not the environments)
 	rm -rf _build .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
+define new_environment
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, $(PYTHON) is " + sys.version)'
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D) || { echo "No environment could be made; on Debian or Ubuntu: apt-get install python3-venv"; rm -rf $(@D); exit 1; }
+endef
+
 # An environment is made anew only when what goes into it has changed.
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, $(PYTHON) is " + sys.version)'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "No environment could be made; on Debian or Ubuntu: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
+	$(new_environment)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[book,test]"
+	@touch $@
+
+# The same versions as above, and the peers.
+$(BENCH_READY): pyproject.toml constraints.txt
+	$(new_environment)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	@touch $@

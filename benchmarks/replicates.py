@@ -1,18 +1,20 @@
 """What ten replicates in one process cost, as a multiple of one.
 
 ``python -m benchmarks.replicates`` times DQN updates (draw, loss, gradients, optimiser) of one and
-of ten replicates in turns and shows medians and their ratio.
+of ten replicates in turns and shows medians and their ratio. The record is ``replicates.json``
+(see :mod:`benchmarks.record`).
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+from collections.abc import Sequence
 from time import perf_counter
 
 import numpy as np
 import torch
 
+from benchmarks import record
 from marl_lib.algorithms.dqn import DQN, DQNConfig
 from marl_lib.training import reuse_memory
 
@@ -46,29 +48,37 @@ def milliseconds(dqn: DQN, updates: int = 40) -> float:
     return (perf_counter() - start) / updates * 1e3
 
 
-def compare(batch_size: int, n_agents: int, turns: int = 7) -> tuple[float, float]:
-    """Return the median milliseconds of an update with one and with ten replicates, in turns."""
+def compare(batch_size: int, n_agents: int, turns: int = 7) -> tuple[list[float], list[float]]:
+    """Return the milliseconds of an update with one and with ten replicates, in turns."""
     learners = [learner(r, batch_size, n_agents) for r in (1, 10)]
     for dqn in learners:
         milliseconds(dqn, 20)
-    times = [[milliseconds(dqn) for dqn in learners] for _ in range(turns)]
-    one, ten = zip(*times, strict=True)
-    return statistics.median(one), statistics.median(ten)
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(turns):
+        for dqn, taken in zip(learners, times, strict=True):
+            taken.append(milliseconds(dqn))
+    return times
+
+
+def measure(threads_tried: Sequence[int] = (1, 2)) -> list[record.Record]:
+    """Return the record; the ratio of ten replicates is their cost as a multiple of one."""
+    load, rows = record.load(), []
+    reuse_memory()
+    for batch_size, n_agents in ((32, 1), (128, 1), (512, 1), (128, 3)):
+        for threads in threads_tried:
+            torch.set_num_threads(threads)
+            one, ten = compare(batch_size, n_agents)
+            task = f"batch {batch_size}, agents {n_agents}, threads {threads}"
+            rows += [record.row(task, "one replicate", one), record.row(task, "ten", ten)]
+    title = "One DQN update of one replicate and of ten in one process"
+    return [record.record("replicates", title, "ms", rows, lower_is_better=True, load=load)]
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    threads_tried = parser.parse_args().threads
-    reuse_memory()
-    print(f"{'threads':>7}{'batch':>7}{'agents':>8}{'one, ms':>10}{'ten, ms':>10}{'ratio':>8}")
-    for batch_size, n_agents in ((32, 1), (128, 1), (512, 1), (128, 3)):
-        for threads in threads_tried:
-            torch.set_num_threads(threads)
-            one, ten = compare(batch_size, n_agents)
-            row = f"{threads:>7}{batch_size:>7}{n_agents:>8}{one:>10.2f}{ten:>10.2f}"
-            print(f"{row}{ten / one:>8.2f}", flush=True)
+    print(record.table(*measure(parser.parse_args().threads)))
 
 
 if __name__ == "__main__":

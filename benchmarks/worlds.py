@@ -2,13 +2,13 @@
 
 ``python -m benchmarks.worlds`` prints environment steps per second under random play, episodes and
 their restarts included. Ours and theirs take turns, and the median over the turns is shown, so that
-the ratio holds on a machine that is busy with other things.
+the ratio holds on a machine that is busy with other things. The record is ``worlds.json``
+(see :mod:`benchmarks.record`).
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
@@ -17,7 +17,9 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import VectorEnv
 
+from benchmarks import record
 from marl_lib.envs.classic import BatchedAcrobot, BatchedCartPole, BatchedMountainCar
+from marl_lib.envs.gridworld import BatchedGridWorld
 
 WORLDS: dict[str, Callable[[int], VectorEnv]] = {
     "CartPole-v1": BatchedCartPole,
@@ -38,8 +40,8 @@ def steps_per_second(env: Any, actions: Sequence[np.ndarray] | np.ndarray, secon
 
 def side_by_side(
     ours: Any, theirs: VectorEnv, seconds: float = 0.5, turns: int = 5
-) -> tuple[float, float]:
-    """Return the median steps per second of two batches that take turns under random play."""
+) -> tuple[list[float], list[float]]:
+    """Return the steps per second of two batches that take turns under random play."""
     rates: tuple[list[float], list[float]] = ([], [])
     theirs.action_space.seed(0)
     actions = [theirs.action_space.sample() for _ in range(20)]
@@ -48,41 +50,52 @@ def side_by_side(
     for _ in range(turns):
         for env, rate in zip((ours, theirs), rates, strict=True):
             rate.append(steps_per_second(env, actions, seconds))
-    return statistics.median(rates[0]), statistics.median(rates[1])
+    return rates
 
 
-def classic_table(batches: Sequence[int], seconds: float) -> list[str]:
-    """Return the lines of the table of the classic control worlds."""
-    lines = [f"{'world':<16}{'B':>6}{'ours, steps/s':>16}{'SyncVectorEnv':>16}{'ratio':>8}"]
+def classic_rows(batches: Sequence[int], seconds: float) -> list[record.Record]:
+    """Return the rows of the classic control worlds."""
+    rows = []
     for name, world in WORLDS.items():
         for num_envs in batches:
             theirs = gymnasium.make_vec(name, num_envs, vectorization_mode="sync")
             ours, peer = side_by_side(world(num_envs), theirs, seconds)
-            lines.append(f"{name:<16}{num_envs:>6}{ours:>16,.0f}{peer:>16,.0f}{ours / peer:>8.1f}")
+            task = f"{name}, B = {num_envs:,}"
+            rows += [record.row(task, "marl_lib", ours), record.row(task, "SyncVectorEnv", peer)]
             theirs.close()
-    return lines
+    return rows
 
 
-def grid_line(num_envs: int = 1_024, n_agents: int = 3, seconds: float = 2.0) -> str:
+def grid_row(num_envs: int = 1_024, n_agents: int = 3, seconds: float = 2.0) -> record.Record:
     """Return the agent steps per second of the grid world (8 x 8, 3 targets, 50 steps)."""
-    from marl_lib.envs.gridworld import BatchedGridWorld
-
     env = BatchedGridWorld(num_envs, grid_size=(8, 8), n_agents=n_agents, n_targets=3, max_steps=50)
     env.reset(seed=0)
     rng = np.random.default_rng(0)
     actions = rng.integers(0, env.n_actions, (50, num_envs, n_agents))
-    rate = statistics.median(steps_per_second(env, actions, seconds / 5) for _ in range(5))
-    return f"grid world 8 x 8, N = {n_agents}, B = {num_envs}: {rate * n_agents:,.0f} agent-steps/s"
+    rates = [steps_per_second(env, actions, seconds / 5) * n_agents for _ in range(5)]
+    task = f"grid world 8 × 8, N = {n_agents}, B = {num_envs:,}, agent steps"
+    return record.row(task, "marl_lib", rates)
+
+
+def measure(batches: Sequence[int] = (256, 1_024), seconds: float = 0.5) -> list[record.Record]:
+    """Return the record of all worlds."""
+    load = record.load()
+    rows = [*classic_rows(batches, seconds), grid_row(seconds=4 * seconds)]
+    title = "Worlds under random play, restarts included"
+    return [
+        record.record(
+            "worlds", title, "environment steps/s", rows, lower_is_better=False, load=load
+        )
+    ]
 
 
 def main() -> None:
-    """Print the tables."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batches", type=int, nargs="+", default=[256, 1_024])
     parser.add_argument("--seconds", type=float, default=0.5, help="length of one turn")
     arguments = parser.parse_args()
-    print("\n".join(classic_table(arguments.batches, arguments.seconds)))
-    print(grid_line())
+    print(record.table(*measure(arguments.batches, arguments.seconds)))
 
 
 if __name__ == "__main__":

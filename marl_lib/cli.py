@@ -1,4 +1,4 @@
-"""The ``marl`` command: train, evaluate, experiment, list, show.
+"""The ``marl`` command: train, evaluate, experiment, report, list, show.
 
 Every failure a user can cause ends in one line on standard error and an exit code other than 0.
 """
@@ -32,6 +32,7 @@ USAGE = """usage: marl COMMAND [OPTIONS]
   train        train an algorithm on a world, in a folder of its own
   evaluate     judge the trained policy in a folder; --record FILE.html keeps an episode
   experiment   run settings and seeds, and write book/results
+  report       write Markdown and figures from recorded experiments
   list         worlds, algorithms, configurations, experiments
   show         what a run folder or a recorded experiment came to
 
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "train": _train,
         "evaluate": _evaluate,
         "experiment": _experiment,
+        "report": _report,
         "list": _list,
         "show": _show,
     }
@@ -188,6 +190,27 @@ def _experiment(args: list[str]) -> None:
         command=shlex.join(["marl", "experiment", *(a for a in args if a != "--overwrite")]),
     )
     _show_results(paths[0].parent.name, paths[0].parent.parent)
+
+
+def _report(args: list[str]) -> None:
+    parser = _Parser(prog="marl report")
+    parser.add_argument("experiments", nargs="+", help="names of recorded experiments")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the report goes")
+    parser.add_argument("--results", default=None, help="folder of recorded results")
+    parser.add_argument("--threshold", type=float, help="return that counts as solved")
+    parser.add_argument("--baseline", metavar="SETTING", help="what others are held against")
+    own = parser.parse_args(args)
+    os.environ.setdefault("MPLBACKEND", "Agg")  # figures go to files, with a screen or without
+    from marl_lib.report import write_report  # brings matplotlib, which other commands do not need
+
+    path, *figures = write_report(
+        own.experiments,
+        own.out,
+        results=own.results,
+        threshold=own.threshold,
+        baseline=own.baseline,
+    )
+    print(f"report in {path}, with {len(figures)} figures")
 
 
 def _list(args: list[str]) -> None:

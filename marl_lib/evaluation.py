@@ -12,8 +12,9 @@ learning at the edge of the statistical precipice", NeurIPS 2021.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,7 @@ class Interval:
         return max(0, math.ceil(-math.log10(width / 5))) if width > 0 else 0
 
     def __format__(self, spec: str) -> str:
-        spec = spec or (f".{self.decimals}f" if self.high > self.low else ".4g")
+        spec = spec or (f"z.{self.decimals}f" if self.high > self.low else ".4g")  # z: never -0
         return f"{self.estimate:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
     def __str__(self) -> str:
@@ -72,6 +73,36 @@ class Comparison:
             f"probability of improvement {self.probability_of_improvement:.2f}, "
             f"Welch p = {self.welch_p:.2g}, Mann–Whitney p = {self.mann_whitney_p:.2g}"
         )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One comparison of a family; see :func:`significance`.
+
+    ``welch_holm`` and ``mann_whitney_holm`` are the p-values of ``comparison`` after correction
+    for all comparisons of the family.
+    """
+
+    first: str
+    second: str
+    comparison: Comparison
+    welch_holm: float
+    mann_whitney_holm: float
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """Where learning curves came to rest, arrays ``(runs,)``; see :func:`convergence`."""
+
+    level: np.ndarray
+    step: np.ndarray
+    slope: np.ndarray
+    oscillation: np.ndarray
+
+    @property
+    def converged(self) -> np.ndarray:
+        """Which runs converged, bool ``(runs,)``."""
+        return np.isfinite(self.step)
 
 
 def iqm(x: ArrayLike, axis: int | None = None) -> Any:
@@ -149,6 +180,52 @@ def bootstrap_interval(
     return Interval(float(statistic(table.reshape(-1), axis=-1)), float(low), float(high))
 
 
+def aggregates(
+    scores: ArrayLike,
+    target: float = 1.0,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Return the four aggregate scores of the source (section 4.3), with bootstrap intervals.
+
+    Parameters
+    ----------
+    scores : ``(runs,)`` or ``(runs, tasks)``, at least 2 runs
+        Over several tasks they must mean the same on each: normalised scores.
+    target : float
+        Score beyond which more does not count, for the optimality gap.
+
+    Returns
+    -------
+    dict of Interval
+        ``mean``; ``median`` over tasks of the means over runs; ``iqm`` of all runs and tasks; and
+        ``optimality_gap``, how far scores fall short of the target on average (less is better).
+    """
+    table = _scores(scores, "scores")
+    runs, tasks = table.shape
+    rng = np.random.default_rng(seed)
+    draws: dict[str, list[np.ndarray]] = {name: [] for name in _AGGREGATES}
+    for n in _chunks(resamples, table.size):
+        drawn = table[rng.integers(runs, size=(n, runs, tasks)), np.arange(tasks)]
+        for name, statistic in _AGGREGATES.items():
+            draws[name].append(statistic(drawn, target))
+    found = {}
+    for name, statistic in _AGGREGATES.items():
+        low, high = _ends(np.concatenate(draws[name]), confidence)
+        found[name] = Interval(float(statistic(table[None], target)[0]), float(low), float(high))
+    return found
+
+
+# of tables (n, runs, tasks) and a target, (n,)
+_AGGREGATES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "mean": lambda x, _: x.mean((1, 2)),
+    "median": lambda x, _: np.median(x.mean(1), axis=1),
+    "iqm": lambda x, _: iqm(x.reshape(len(x), -1), axis=1),
+    "optimality_gap": lambda x, target: target - np.minimum(x, target).mean((1, 2)),
+}
+
+
 def pointwise_interval(
     curves: ArrayLike,
     statistic: Callable[..., Any] = iqm,
@@ -201,17 +278,80 @@ def steps_to_threshold(
     -------
     ``(runs,)`` float array of steps, ``inf`` where never reached.
     """
-    table = _scores(curves, "curves", dimensions=(2,), least=1)
-    at = np.asarray(steps, float)
-    if at.shape != table.shape[1:]:
-        raise ValueError(f"steps must have shape {table.shape[1:]} like a curve, got {at.shape}")
-    if not (np.diff(at) > 0).all():
-        raise ValueError("steps must increase")
+    at, table = _curves(steps, curves)
     if not 1 <= window <= len(at):
         raise ValueError(f"window must be between 1 and the {len(at)} points, got {window}")
     means = np.lib.stride_tricks.sliding_window_view(table, window, axis=1).mean(-1)
     reached = means >= threshold
     return np.where(reached.any(1), at[window - 1 :][reached.argmax(1)], np.inf)
+
+
+def area_under_curve(steps: ArrayLike, curves: ArrayLike) -> np.ndarray:
+    """Return the mean height of each curve over training, ``(runs,)``.
+
+    The area below the straight lines between its points, divided by the steps they span: of two
+    curves that end alike, the one that rose earlier has more.
+
+    Parameters
+    ----------
+    steps : ``(points,)``, increasing, at least 2
+    curves : ``(runs, points)``
+    """
+    at, table = _curves(steps, curves)
+    if len(at) < 2:
+        raise ValueError("an area needs at least 2 points, got 1")
+    middle = (table[:, 1:] + table[:, :-1]) / 2
+    return middle @ np.diff(at) / (at[-1] - at[0])
+
+
+def convergence(
+    steps: ArrayLike, curves: ArrayLike, tolerance: float, window: int | None = None
+) -> Convergence:
+    """Return where each learning curve came to rest, if it did.
+
+    Parameters
+    ----------
+    steps : ``(points,)``, increasing
+    curves : ``(runs, points)``
+    tolerance : float
+        How far from its final level a curve may stray and still be at rest, in units of the curve.
+    window : int or None
+        Number of points at the end that make the final level, and the least number for which the
+        curve must be at rest to count as converged; None for a quarter of the points, at least 3.
+
+    Returns
+    -------
+    Convergence
+        ``level``, the mean of the last ``window`` points; ``step``, the first from which the curve
+        never leaves ``level`` ± ``tolerance`` again, ``inf`` for a run that is not at rest
+        throughout the window; ``slope``, of the line of least squares through the window, per
+        step; ``oscillation``, the standard deviation (n - 1) of the points from ``step`` on, NaN
+        for a run that did not converge.
+    """
+    at, table = _curves(steps, curves)
+    points = len(at)
+    window = max(3, points // 4) if window is None else window
+    if not 2 <= window <= points:
+        raise ValueError(f"window must be between 2 and the {points} points, got {window}")
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be positive, got {tolerance}")
+    level = table[:, -window:].mean(1)
+    around = table - level[:, None]
+    away = np.abs(around) > tolerance
+    first = np.where(away.any(1), points - away[:, ::-1].argmax(1), 0)  # after the last stray point
+    settled = first <= points - window
+    centred = at[-window:] - at[-window:].mean()
+    return Convergence(
+        level,
+        np.where(settled, at[np.minimum(first, points - 1)], np.inf),
+        around[:, -window:] @ centred / (centred @ centred),
+        np.array(
+            [
+                row[k:].std(ddof=1) if ok else np.nan
+                for row, k, ok in zip(table, first, settled, strict=True)
+            ]
+        ),
+    )
 
 
 def probability_of_improvement(
@@ -320,6 +460,65 @@ def compare(
     )
 
 
+def significance(
+    scores: Mapping[str, ArrayLike],
+    against: str | None = None,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> list[Pair]:
+    """Compare several algorithms on one task, and correct the p-values for their number.
+
+    Parameters
+    ----------
+    scores : dict of label -> ``(runs,)``, at least 2 runs each
+    against : str or None
+        Compare every other one with this; None compares all pairs.
+
+    Returns
+    -------
+    list of Pair
+        In the order of ``scores``; a comparison is of ``first`` with ``second``, X with Y in
+        :func:`compare`. Against one, that is ``second``. The intervals are not corrected.
+    """
+    if against is not None and against not in scores:
+        raise ValueError(f"against must be one of {', '.join(scores)}, got {against!r}")
+    if against is None:
+        pairs = list(itertools.combinations(scores, 2))
+    else:
+        pairs = [(label, against) for label in scores if label != against]
+    if not pairs:
+        raise ValueError(f"scores needs at least two labels, got {', '.join(scores) or 'none'}")
+    found = [compare(scores[a], scores[b], confidence, resamples, seed) for a, b in pairs]
+    welch = holm([c.welch_p for c in found])
+    mann_whitney = holm([c.mann_whitney_p for c in found])
+    return [
+        Pair(a, b, c, float(w), float(m))
+        for (a, b), c, w, m in zip(pairs, found, welch, mann_whitney, strict=True)
+    ]
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Return p-values corrected for their number, so that any error among them is rare.
+
+    With m of them in order, p_(i) becomes the largest of (m - j + 1) p_(j) for j <= i, at most 1
+    (S. Holm, "A simple sequentially rejective multiple test procedure", 1979). Whatever the tests
+    have to do with each other, the chance of one or more false findings below α is at most α.
+
+    Parameters
+    ----------
+    p_values : ``(m,)``, each in [0, 1]
+    """
+    p = np.asarray(p_values, float)
+    if p.ndim != 1 or p.size == 0 or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p_values must be a list of numbers in [0, 1], got {p_values!r}")
+    order = np.argsort(p, kind="stable")
+    raised = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(raised, 1)
+    return corrected
+
+
 def summary(returns: ArrayLike, confidence: float = 0.95, seed: int = 0) -> dict[str, Any]:
     """Return the figures that describe one evaluation, ready for JSON.
 
@@ -356,6 +555,17 @@ def _scores(
         where = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(f"{name} must be finite, found {x[where]} at index {where}")
     return x.reshape(len(x), -1)
+
+
+def _curves(steps: ArrayLike, curves: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return steps ``(points,)`` and finite curves ``(runs, points)``, or say what is wrong."""
+    table = _scores(curves, "curves", dimensions=(2,), least=1)
+    at = np.asarray(steps, float)
+    if at.shape != table.shape[1:]:
+        raise ValueError(f"steps must have shape {table.shape[1:]} like a curve, got {at.shape}")
+    if not (np.diff(at) > 0).all():
+        raise ValueError("steps must increase")
+    return at, table
 
 
 def _counts(rng: np.random.Generator, resamples: int, table: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Figures in one style, readable in grey and by the colour-blind.
 
-Every function draws one figure, takes ``ax=None`` and returns the Axes. Series differ in three ways
-at once: hue (Okabe and Ito's palette), lightness and line pattern; they are named beside the line,
-not in a legend. Call :func:`use_style` once, at the top of a notebook.
+Every function draws one figure, takes ``ax=None`` and returns the Axes; those of several panels
+make their own figure and return an array of Axes. Series differ in three ways at once: hue (Okabe
+and Ito's palette), lightness and line pattern; they are named beside the line, not in a legend.
+Call :func:`use_style` once, at the top of a notebook.
 
 Figures are white sheets in every theme: no colour of text has a contrast of 4.5 : 1 both on white
 and on a dark page, so a transparent figure would read badly on one of them.
@@ -19,8 +20,9 @@ import seaborn as sns
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
 from marl_lib import evaluation
@@ -117,15 +119,8 @@ def learning_curve(
                 f"curves[{name!r}] needs steps (points,) and curves (runs, points), "
                 f"got {at.shape} and {runs.shape}"
             )
-        colour, dash = _look(i)
-        if len(runs) > 1:
-            band = evaluation.pointwise_interval(runs, confidence=confidence)
-            ax.fill_between(at, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
-            middle = band.estimate
-        else:
-            middle = runs[0]
-        ax.plot(at, middle, color=colour, linestyle=dash, label=name)
-        labels.append((name, float(middle[-1]), colour, dash))
+        middle = _curve(ax, i, name, at, runs, confidence)
+        labels.append((name, float(middle[-1]), *_look(i)))
     for name, value in (references or {}).items():
         ax.axhline(value, color=FAINT, linewidth=1, zorder=1)
         labels.append((name, value, FAINT, "-"))
@@ -134,6 +129,51 @@ def learning_curve(
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     _label_right(ax, labels)
     return ax
+
+
+def small_multiples(
+    panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]],
+    *,
+    xlabel: str = "environment steps",
+    columns: int = 3,
+    confidence: float = 0.95,
+) -> np.ndarray:
+    """Draw several figures of the same series over training, one panel each, with one key.
+
+    Parameters
+    ----------
+    panels : dict of title -> dict of label -> (steps ``(points,)``, curves ``(runs, points)``)
+        As for :func:`learning_curve`; a label looks the same in every panel.
+    xlabel : str
+    columns : int
+        Panels in a row.
+    confidence : float
+
+    Returns
+    -------
+    array of Axes, one for each panel
+    """
+    labels = list(dict.fromkeys(label for series in panels.values() for label in series))
+    _check(dict.fromkeys(labels), "panels")
+    figure, axes = _panels(len(panels), columns, (2.5, 2.1), key=len(labels) > 1)
+    for ax, (title, series) in zip(axes, panels.items(), strict=True):
+        for name, (steps, table) in series.items():
+            at, runs = np.asarray(steps, float), np.asarray(table, float)
+            _curve(ax, labels.index(name), name, at, runs, confidence)
+        ax.set(title=title, xlim=(0, None))
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+    for ax in axes[-columns:]:
+        ax.set_xlabel(xlabel)
+    if len(labels) > 1:
+        lines = {line.get_label(): line for ax in axes for line in ax.get_lines()}
+        spare = figure.axes[len(panels) :]
+        where: Any = figure
+        place: dict[str, Any] = {"loc": "outside lower center", "ncols": 3}
+        if spare:
+            where, place = spare[0], {"loc": "center left"}
+        where.legend([lines[name] for name in labels], labels, handlelength=2.6, **place)
+    return axes
 
 
 def interval_plot(
@@ -177,7 +217,7 @@ def interval_plot(
         intervals.append(interval)
     digits = max(interval.decimals for interval in intervals)
     for row, interval in enumerate(intervals):
-        _beside(ax, row, f"{interval:.{digits}f}".replace("-", "−"))
+        _beside(ax, row, f"{interval:z.{digits}f}".replace("-", "−"))
     what = "IQM" if statistic is evaluation.iqm else statistic.__name__
     ax.set(xlabel=f"{xlabel}: {what} and {100 * confidence:g} % interval")
     ax.set(ylim=(len(scores) - 0.4, -0.6))
@@ -279,7 +319,8 @@ def heatmap(
     Axes
     """
     table = _matrix(values)
-    longest = 0 if isinstance(columns, str) else max(len(name) for name in columns)
+    names = [] if isinstance(columns, str) else columns
+    longest = max((len(line) for name in names for line in name.split("\n")), default=0)
     ax = _axes(ax, _sheet(table.shape, max(0.62, 0.1 * longest), 0.42))
     low, high = limits or (np.nanmin(table), np.nanmax(table))
     if centre is not None:
@@ -305,6 +346,109 @@ def heatmap(
         text.set_color(_text_on(shades[row, column]))
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.tick_params(length=0, rotation=0)
+    return ax
+
+
+def importance_plot(
+    importance: Mapping[str, ArrayLike],
+    features: Sequence[str],
+    *,
+    columns: int = 3,
+    confidence: float = 0.95,
+) -> np.ndarray:
+    """Draw how measures share importance among features: one panel a measure, one bar a feature.
+
+    A bar is the mean over runs, the line on it the bootstrap interval of the mean, and each run a
+    dot; the vertical line is where all features would be equal.
+
+    Parameters
+    ----------
+    importance : dict of measure -> ``(runs, features)``
+        Shares that sum to one over the features.
+    features : list of str
+    columns : int
+        Panels in a row.
+    confidence : float
+
+    Returns
+    -------
+    array of Axes, one for each measure
+    """
+    tables = {name: np.asarray(values, float) for name, values in importance.items()}
+    for name, table in tables.items():
+        if table.ndim != 2 or table.shape[1] != len(features):
+            shape = f"(runs, {len(features)})"
+            raise ValueError(f"importance[{name!r}] must have shape {shape}, got {table.shape}")
+    columns = min(columns, len(tables))
+    height = 0.75 + 0.26 * len(features)
+    _, axes = _panels(len(tables), columns, (2.5, height), shared=True)
+    for ax, (name, table) in zip(axes, tables.items(), strict=True):
+        for row, values in enumerate(table.T):
+            ax.barh(row, values.mean(), height=0.62, color=PALETTE[5], zorder=2)
+            if len(values) > 1:
+                interval = evaluation.bootstrap_interval(values, np.mean, confidence)
+                ax.plot([interval.low, interval.high], [row, row], "-", color=PALETTE[0], lw=3)
+            at = np.full(len(values), row + 0.2)
+            ax.plot(values, at, "o", color=INK, alpha=0.4, ms=3.5, mew=0)
+        ax.axvline(1 / len(features), color=FAINT, linewidth=1, linestyle=DASHES[1])
+        ax.set(title=name, ylim=(len(features) - 0.5, -0.5))
+        ax.set_yticks(range(len(features)), features)
+        ax.tick_params("y", length=0)
+        ax.grid(axis="y", visible=False)
+        ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=0))
+        ax.xaxis.set_major_locator(MaxNLocator(3))
+    for ax in axes[-columns:]:
+        ax.set_xlabel("share")
+    axes[0].set_xlim(0, 1.05 * max(table.max() for table in tables.values()))  # they share it
+    return axes
+
+
+def sensitivity_plot(
+    scores: Mapping[str, ArrayLike],
+    *,
+    default: str | None = None,
+    statistic: Callable[..., Any] = evaluation.iqm,
+    xlabel: str = "",
+    ylabel: str = "return",
+    confidence: float = 0.95,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a statistic and its bootstrap interval for each value of one setting.
+
+    Values stand side by side at equal distances, in the order given; each run is a pale dot.
+
+    Parameters
+    ----------
+    scores : dict of value -> ``(runs,)``
+    default : str or None
+        The value that the rest of an experiment uses; it is named below the axis.
+    statistic, confidence
+        As in :func:`marl_lib.evaluation.bootstrap_interval`.
+    xlabel, ylabel : str
+    ax : Axes or None
+
+    Returns
+    -------
+    Axes
+    """
+    if not scores:
+        raise ValueError("scores is empty: give at least one value and its runs")
+    ax = _axes(ax, (max(3.2, 0.8 + 0.9 * len(scores)), 2.8))
+    at = np.arange(len(scores))
+    middles = [float(statistic(np.asarray(values, float))) for values in scores.values()]
+    ax.plot(at, middles, "-", color=PALETTE[0], linewidth=1)
+    for x, values, middle in zip(at, scores.values(), middles, strict=True):
+        runs = np.ravel(values)
+        if len(runs) > 1:
+            interval = evaluation.bootstrap_interval(runs, statistic, confidence)
+            ax.plot([x, x], [interval.low, interval.high], "-", color=PALETTE[0], linewidth=4)
+        ax.plot(np.full(len(runs), x + 0.17), runs, "o", color=PALETTE[0], alpha=0.35, ms=4.5,
+                mew=0)  # fmt: skip
+        ax.plot(x, middle, "o", color="white", mec=PALETTE[0], mew=2, ms=8)
+    ax.set(xlabel=xlabel, ylabel=ylabel, xlim=(-0.5, len(scores) - 0.5))
+    ax.set_xticks(at, [f"{v}\n(default)" if v == default else v for v in scores])
+    ax.tick_params("x", length=0)
+    ax.grid(axis="x", visible=False)
     return ax
 
 
@@ -371,6 +515,44 @@ def grid_values(
 def _axes(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:
     """Return ``ax``, or the axes of a new figure."""
     return plt.subplots(figsize=size)[1] if ax is None else ax
+
+
+def _panels(
+    count: int, columns: int, size: tuple[float, float], key: bool = False, shared: bool = False
+) -> tuple[Figure, np.ndarray]:
+    """Return a new figure and ``count`` axes in rows, what is left of the last row blank.
+
+    ``size`` is a panel's; ``key`` makes room below for a legend where no cell is left for it;
+    ``shared`` gives all panels the same limits.
+    """
+    if count == 0:
+        raise ValueError("no panels: give at least one title and its series")
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    room = 0.5 if key and rows * columns == count else 0
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(size[0] * columns, size[1] * rows + room), squeeze=False,
+        sharex=shared, sharey=shared,
+    )  # fmt: skip
+    for ax in grid.flat[count:]:
+        ax.axis("off")
+    for ax in grid.flat[max(0, count - columns) : count]:
+        ax.tick_params("x", labelbottom=True)  # shared axes hide it above a blank cell
+    return figure, grid.flat[:count]
+
+
+def _curve(
+    ax: Axes, i: int, name: str, at: np.ndarray, runs: np.ndarray, confidence: float
+) -> np.ndarray:
+    """Draw series i with its band if there are several runs; return its middle, (points,)."""
+    colour, dash = _look(i)
+    middle = runs[0]
+    if len(runs) > 1:
+        band = evaluation.pointwise_interval(runs, confidence=confidence)
+        ax.fill_between(at, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
+        middle = band.estimate
+    ax.plot(at, middle, color=colour, linestyle=dash, label=name)
+    return middle
 
 
 def _sheet(shape: tuple[int, ...], wide: float, high: float) -> tuple[float, float]:

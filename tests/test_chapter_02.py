@@ -13,7 +13,7 @@ from marl_lib.algorithms.dqn import DQN, DQNConfig
 from marl_lib.envs import BatchedGridWorld
 from marl_lib.planning import Planner
 from marl_lib.rollout import play
-from marl_lib.training import EVALUATION_SEED, LoopConfig, OffPolicyTrainer
+from marl_lib.training import EVALUATION_SEED, LoopConfig, Trainer
 
 CHAPTER = Path(__file__).resolve().parents[1] / "book" / "02-many-agents.ipynb"
 KINDS = pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
@@ -109,7 +109,7 @@ def test_the_loop_equals_the_library_s(book, shared):
 
     ours, theirs, seen = learner(shared, seeds=(3, 4)), learner(shared, seeds=(3, 4)), []
     book["train_team"](make_env(32), ours, 800, seen.append, every=400)
-    OffPolicyTrainer(make_env, theirs, LoopConfig(800, eval_every=800), progress=False).train()
+    Trainer(make_env, theirs, LoopConfig(800, eval_every=800), progress=False).train()
     assert ours.updates == theirs.updates > 100
     assert torch.equal(ours.net.flat, theirs.net.flat)
     assert seen == [0, 400, 800]

@@ -18,7 +18,7 @@ import yaml
 from marl_lib import cli, runs
 from marl_lib.envs import ENVS
 from marl_lib.experiments import shipped_experiments
-from marl_lib.training import OffPolicyTrainer, TrainingDiverged, checkpoint
+from marl_lib.training import Trainer, TrainingDiverged, checkpoint
 
 TINY: dict[str, Any] = {
     "seed": 4, "num_envs": 4, "timesteps": 200, "eval_every": 100, "eval_episodes": 3,
@@ -104,7 +104,7 @@ def test_help(marl: Marl) -> None:
     for args in (["--help"], ["-h"]):
         ended = marl(*args)
         assert ended.code == 0 and ended.err == ""
-        for name in ("train", "evaluate", "experiment", "list", "show"):
+        for name in ("train", "evaluate", "experiment", "report", "list", "show"):
             assert re.search(rf"(?m)^  {name} ", ended.out)
     ended = marl()
     assert ended.code == 1 and "usage: marl COMMAND" in ended.out + ended.err
@@ -116,6 +116,7 @@ def test_help(marl: Marl) -> None:
         ("train", ["--config", "--folder", "--resume", "--timesteps", "--dqn.learning-rate"]),
         ("evaluate", ["--episodes", "--record", "folder"]),
         ("experiment", ["--results", "--seeds", "--jobs", "--per-process", "--overwrite"]),
+        ("report", ["experiments", "--out", "--results", "--threshold", "--baseline"]),
         ("list", ["usage: marl list"]),
         ("show", ["what", "--results"]),
     ],
@@ -250,6 +251,20 @@ def test_experiment_and_what_show_says_of_it(marl: Marl, tiny: Path, tmp_path: P
     assert record["command"] == "marl experiment " + " ".join([*args, "--seeds", "1"])
 
 
+def test_report(marl: Marl, tmp_path: Path) -> None:
+    """From the results that come with the repository."""
+    args = ["--threshold", "5.5", "--baseline", "dqn"]
+    ended = marl("report", "small-grid-dqn", "--out", "here", *args)
+    assert ended.code == 0, ended.err
+    pictures = list((tmp_path / "here").glob("*.png"))
+    assert len(pictures) > 1
+    assert ended.out == f"report in here/report.md, with {len(pictures)} figures\n"
+    text = (tmp_path / "here" / "report.md").read_text()
+    assert text.startswith("# Report: small-grid-dqn\n") and "seeds at 5.5 or more" in text
+    (tmp_path / "file").write_text("")
+    assert "file: File exists" in marl.fails("report", "small-grid-dqn", "--out", "file")
+
+
 # What it refuses ----------------------------------------------------------------------------------
 
 
@@ -265,6 +280,14 @@ def test_experiment_and_what_show_says_of_it(marl: Marl, tiny: Path, tmp_path: P
         (["evaluate", "nowhere"], ["cannot read nowhere/config.yaml: No such file"]),
         (["evaluate", "nowhere", "--episodes", "0"], ["--episodes must be at least 1, got 0"]),
         (["evaluate", "nowhere", "--episodes", "few"], ["--episodes: invalid int value: 'few'"]),
+        (["report"], ["required: experiments, --out"]),
+        (["report", "small-grid-dqn"], ["required: --out"]),
+        (
+            ["report", "nosuch", "--out", "x"],
+            ["experiment 'nosuch' is not known", "small-grid-dqn"],
+        ),
+        (["report", "x", "--out", "x", "--results", "nowhere"], ["nowhere: No such file"]),
+        (["report", "x", "--out", "x", "--threshold", "high"], ["--threshold: invalid float"]),
         (["experiment"], ["required: experiment"]),
         (["experiment", "nosuch"], ["experiment 'nosuch' is not known", "independent-dqn"]),
         (["experiment", "no.yaml"], ["cannot read no.yaml: No such file"]),
@@ -393,14 +416,14 @@ def test_interrupted_and_diverged(marl: Marl, tiny: Path, monkeypatch: Any) -> N
 
         return stopped
 
-    monkeypatch.setattr(OffPolicyTrainer, "_step", stop(KeyboardInterrupt()))
+    monkeypatch.setattr(Trainer, "_step", stop(KeyboardInterrupt()))
     line = marl.fails("train", "--config", tiny, "--quiet", "--folder", "a")
     assert "interrupted; go on with `marl train --resume" in line
     with monkeypatch.context() as patch:
         patch.setattr(cli.experiments, "run_experiment", stop(KeyboardInterrupt()))
         assert marl.fails("experiment", "independent-dqn") == "marl: interrupted\n"
     assert "a is not finished; go on with" in marl("show", "a").err
-    monkeypatch.setattr(OffPolicyTrainer, "_step", stop(TrainingDiverged("loss of seed 4 ...")))
+    monkeypatch.setattr(Trainer, "_step", stop(TrainingDiverged("loss of seed 4 ...")))
     assert "loss of seed 4" in marl.fails("train", "--config", tiny, "--quiet", "--folder", "b")
 
 

@@ -1,12 +1,12 @@
 """Statistics against hand-worked cases, scipy, rliable's metrics and simulated data."""
 
 import json
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 from rliable import metrics
-from scipy import stats
+from scipy import integrate, stats
 
 from marl_lib import evaluation as ev
 
@@ -78,6 +78,8 @@ def test_every_interval_is_fixed_by_its_seed():
         lambda seed: ev.compare(X[:, 0], Y[:, 0], seed=seed),
         lambda seed: ev.pointwise_interval(X, seed=seed).low.tolist(),
         lambda seed: ev.performance_profile(X, tau, seed=seed).low.tolist(),
+        lambda seed: ev.aggregates(X, seed=seed),
+        lambda seed: ev.significance({"x": X[:, 0], "y": Y[:, 0]}, seed=seed),
         lambda seed: ev.summary(X[:, 0], seed=seed),
     ):
         assert function(3) == function(3) != function(4)
@@ -187,6 +189,119 @@ def test_compare_agrees_with_scipy():
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("target", [0.5, 1.0])
+def test_aggregates_agree_with_rliable(target):
+    found = ev.aggregates(X, target)
+    theirs = {
+        "mean": metrics.aggregate_mean(X),
+        "median": metrics.aggregate_median(X),
+        "iqm": metrics.aggregate_iqm(X),
+        "optimality_gap": metrics.aggregate_optimality_gap(X, target),
+    }
+    assert {name: i.estimate for name, i in found.items()} == pytest.approx(theirs)
+    assert found["iqm"] == ev.bootstrap_interval(X)  # by the same draws
+    assert found["mean"] == ev.bootstrap_interval(X, np.mean)
+
+
+def test_intervals_of_aggregates_agree_with_resampled_rliable():
+    rng = np.random.default_rng(0)
+    drawn = [X[rng.integers(10, size=(10, 4)), np.arange(4)] for _ in range(4000)]
+    found = ev.aggregates(X, resamples=20_000)
+    for name in ("median", "optimality_gap"):
+        values = [getattr(metrics, f"aggregate_{name}")(table) for table in drawn]
+        ours = found[name]
+        np.testing.assert_allclose(
+            [ours.low, ours.high], np.quantile(values, [0.025, 0.975]), atol=0.03
+        )
+
+
+def test_area_under_curve_is_that_of_scipy():
+    steps = np.array([0, 1, 3, 10.0])
+    table = RNG.normal(size=(5, 4))
+    ours = ev.area_under_curve(steps, table)
+    np.testing.assert_allclose(ours, integrate.trapezoid(table, steps) / 10)
+    assert ev.area_under_curve([0, 10, 20], [[0, 4, 4], [0, 0, 4]]).tolist() == [3, 1]
+
+
+def test_convergence_by_hand():
+    steps = [0, 10, 20, 30, 40, 50]
+    curves = [
+        [0, 5, 9, 10, 11, 10],  # within 1 of 10 + 1/3 from step 30
+        [0, 11, 9, 10, 11, 9],  # 10 from step 10, though it touches the tolerance
+        [0, 0, 0, 10, 20, 30],  # never at rest
+        [7, 7, 7, 7, 7, 7],  # at rest from the start
+        [0, 10, 10, 10, 10, 14],  # strays at the last point
+    ]
+    found = ev.convergence(steps, curves, tolerance=1, window=3)
+    np.testing.assert_allclose(found.level, [31 / 3, 10, 20, 7, 34 / 3])
+    np.testing.assert_array_equal(found.step, [30, 10, np.inf, 0, np.inf])
+    np.testing.assert_array_equal(found.converged, [True, True, False, True, False])
+    np.testing.assert_allclose(found.slope, [0, -0.05, 1, 0, 0.2], atol=1e-12)
+    expected = [np.std([10, 11, 10], ddof=1), np.std([11, 9, 10, 11, 9], ddof=1), np.nan, 0, np.nan]
+    np.testing.assert_allclose(found.oscillation, expected)
+
+
+def test_slope_of_convergence_is_that_of_scipy():
+    steps = np.array([0, 3, 4, 9, 12.0])
+    table = RNG.normal(size=(4, 5))
+    found = ev.convergence(steps, table, 1.0, window=4)
+    theirs = [stats.linregress(steps[1:], row[1:]).slope for row in table]
+    np.testing.assert_allclose(found.slope, theirs)
+
+
+def test_the_window_of_convergence_grows_with_the_curve():
+    curve = np.zeros((1, 40))
+    curve[0, 29] = 5  # one stray point just before the last quarter
+    assert ev.convergence(np.arange(40), curve, 1).step == [30]
+    curve[0, 30] = 5  # and in it
+    assert ev.convergence(np.arange(40), curve, 1).step == [np.inf]
+    assert ev.convergence(np.arange(4), curve[:, :4], 1).step == [0]
+
+
+def test_holm_by_hand():
+    # in order .01, .02, .04, .3 times 4, 3, 2, 1: .04, .06, .08, .3
+    np.testing.assert_allclose(ev.holm([0.3, 0.01, 0.04, 0.02]), [0.3, 0.04, 0.08, 0.06])
+    # .02 × 2 is less than .015 × 3, which came before it
+    np.testing.assert_allclose(ev.holm([0.02, 0.015, 0.9]), [0.045, 0.045, 0.9])
+    assert ev.holm([0.6, 0.7]).tolist() == [1, 1]
+    assert ev.holm([0.03]).tolist() == [0.03]
+
+
+def test_holm_is_the_closed_test():
+    """A hypothesis falls when every intersection that holds it falls by Bonferroni's bound."""
+    for _ in range(20):
+        p = RNG.uniform(0, 0.3, 5)
+        sets = [s for n in range(1, 6) for s in combinations(range(5), n)]
+        closed = [max(min(1, len(s) * p[list(s)].min()) for s in sets if i in s) for i in range(5)]
+        np.testing.assert_allclose(ev.holm(p), closed)
+
+
+def test_significance_compares_all_pairs_or_with_one():
+    scores = {"a": X[:, 0], "b": Y[:, 0], "c": X[:, 1] + 3}
+    found = ev.significance(scores)
+    assert [(p.first, p.second) for p in found] == [("a", "b"), ("a", "c"), ("b", "c")]
+    for pair in found:
+        assert pair.comparison == ev.compare(scores[pair.first], scores[pair.second])
+    for kind in ("welch", "mann_whitney"):
+        plain = [getattr(p.comparison, f"{kind}_p") for p in found]
+        assert [getattr(p, f"{kind}_holm") for p in found] == ev.holm(plain).tolist()
+    found = ev.significance(scores, against="b")
+    assert [(p.first, p.second) for p in found] == [("a", "b"), ("c", "b")]
+    assert found[1].comparison.iqm_difference.low > 0  # c is the better one
+    assert found[0].welch_holm >= found[0].comparison.welch_p
+
+
+def test_significance_seldom_finds_anything_where_nothing_is():
+    rng = np.random.default_rng(5)
+    families = [
+        ev.significance({str(i): rng.normal(size=8) for i in range(4)}, resamples=2)
+        for _ in range(150)
+    ]
+    corrected = np.mean([min(p.welch_holm for p in pairs) < 0.05 for pairs in families])
+    plain = np.mean([min(p.comparison.welch_p for p in pairs) < 0.05 for pairs in families])
+    assert corrected < 0.1 < plain  # six tests without correction find something far too often
+
+
 def test_compare_of_constant_scores_is_defined():
     # Ten seeds that all reach the maximum are common.
     same = ev.compare([500.0] * 10, [500.0] * 10)
@@ -225,6 +340,7 @@ def test_summary_is_ready_for_json():
         ((475.2, 460.7, 481.1), "475 [461, 481]"),
         ((0.5, 0.441, 0.553), "0.50 [0.44, 0.55]"),
         ((30.0, 30.0, 30.0), "30 [30, 30]"),
+        ((-0.2, -9.0, 5.0), "0 [-9, 5]"),
     ],
 )
 def test_interval_prints_what_its_width_supports(interval, text):
@@ -244,6 +360,7 @@ BAD = [[], [np.nan, 1.0], [1.0, np.inf], np.zeros((2, 2, 2)), [1.0], np.zeros((0
     "function",
     [
         ev.bootstrap_interval,
+        ev.aggregates,
         ev.pointwise_interval,
         lambda b: ev.probability_of_improvement(b, X),
         lambda b: ev.probability_of_improvement(X[:, 0], b),
@@ -272,6 +389,17 @@ def test_bad_scores_are_refused(function, bad):
         (lambda: ev.steps_to_threshold([1, 2], [[1, 2, 3]], 1), r"\(3,\) like a curve, got \(2,\)"),
         (lambda: ev.steps_to_threshold([1, 1], [[1, 2]], 1), "increase"),
         (lambda: ev.steps_to_threshold([1, 2], [[1, 2]], 1, window=3), "the 2 points, got 3"),
+        (lambda: ev.convergence([1, 2], [[1, 2]], 1), "between 2 and the 2 points, got 3"),
+        (lambda: ev.convergence([1, 2], [[1, 2]], 1, window=1), "the 2 points, got 1"),
+        (lambda: ev.convergence([1, 2, 3], [[1, 2, 3]], 0), "tolerance must be positive, got 0"),
+        (lambda: ev.convergence([2, 1], [[1, 2]], 1), "increase"),
+        (lambda: ev.area_under_curve([1], [[1]]), "at least 2 points"),
+        (lambda: ev.area_under_curve([1, 2], [1, 2]), r"\(runs, columns\), got \(2,\)"),
+        (lambda: ev.holm([0.1, 1.2]), r"\[0, 1\], got \[0.1, 1.2\]"),
+        (lambda: ev.holm([]), "p_values"),
+        (lambda: ev.holm([0.1, np.nan]), "p_values"),
+        (lambda: ev.significance({"a": [1, 2]}), "at least two labels, got a"),
+        (lambda: ev.significance({"a": [1, 2], "b": [1, 3]}, "c"), "one of a, b, got 'c'"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

@@ -39,6 +39,7 @@ FIGURES = [
     lambda ax: plotting.interval_plot(SCORES, references={"best": 3}, ax=ax),
     lambda ax: plotting.profile_plot(SCORES, ax=ax),
     lambda ax: plotting.heatmap(np.eye(3), ax=ax),
+    lambda ax: plotting.sensitivity_plot(SCORES, default="low", ax=ax),
     lambda ax: plotting.grid_values(np.eye(3), np.zeros((3, 3), int), ax=ax),
 ]
 
@@ -168,6 +169,65 @@ def test_heatmap_writes_each_number_on_its_colour():
     assert plotting.heatmap(np.eye(2) / 2, limits=(0, 1)).collections[0].get_clim() == (0, 1)
 
 
+def test_small_multiples_draw_a_series_alike_in_every_panel():
+    series = {"a": (STEPS, CURVES), "b": (STEPS[:4], CURVES[:1, :4])}
+    panels = {"loss": series, "entropy": {"b": series["b"]}, "kl": series}
+    axes = plotting.small_multiples(panels, columns=2)
+    axes[0].figure.draw_without_rendering()
+    assert [ax.get_title(loc="left") for ax in axes] == list(panels)
+    for ax, shown in zip(axes, panels.values(), strict=True):
+        assert [line.get_label() for line in ax.get_lines()] == list(shown)
+        look = {line.get_label(): (line.get_color(), line.get_linestyle()) for line in ax.lines}
+        assert look["b"] == (plotting.PALETTE[1], "--")
+        assert len(ax.collections) == ("a" in shown)  # one run has no band
+    np.testing.assert_allclose(axes[0].lines[0].get_ydata(), evaluation.iqm(CURVES, axis=0))
+    assert [ax.get_xlabel() for ax in axes] == ["", "environment steps", "environment steps"]
+    (spare,) = axes[0].figure.axes[3:]  # the key stands in the cell that is left
+    assert [t.get_text() for t in spare.get_legend().get_texts()] == ["a", "b"]
+
+
+def test_small_multiples_without_a_spare_cell_have_their_key_below():
+    one = {"a": (STEPS, CURVES)}
+    axes = plotting.small_multiples({"x": one | {"b": (STEPS, CURVES)}, "y": one}, columns=2)
+    (key,) = axes[0].figure.legends
+    axes[0].figure.draw_without_rendering()
+    assert key.get_window_extent().y1 <= axes[0].get_tightbbox().y0 + 1
+    alone = plotting.small_multiples({"x": one, "y": one})
+    assert not alone[0].figure.legends and len(alone[0].figure.axes) == 2
+
+
+def test_importance_plot_shows_mean_interval_and_every_run():
+    table = np.array([[0.5, 0.3, 0.2], [0.7, 0.2, 0.1], [0.6, 0.1, 0.3]])
+    axes = plotting.importance_plot({"attention": table, "one": table[:1]}, ["x", "y", "z"])
+    left, right = axes
+    assert [bar.get_width() for bar in left.patches] == pytest.approx(table.mean(0).tolist())
+    assert [bar.get_width() for bar in right.patches] == pytest.approx(table[0].tolist())
+    bar, runs = left.get_lines()[:2]
+    interval = evaluation.bootstrap_interval(table[:, 0], np.mean)
+    assert list(bar.get_xdata()) == [interval.low, interval.high]
+    assert list(runs.get_xdata()) == [0.5, 0.7, 0.6]
+    assert left.get_lines()[-1].get_xdata() == pytest.approx([1 / 3, 1 / 3])
+    assert len(right.get_lines()) == 4  # of one run the dots and the equal share alone
+    assert left.get_xlim() == right.get_xlim() == pytest.approx((0, 1.05 * 0.7))
+    assert [t.get_text() for t in left.get_yticklabels()] == ["x", "y", "z"]
+    assert left.yaxis_inverted() and [a.get_title(loc="left") for a in axes] == ["attention", "one"]
+
+
+def test_sensitivity_plot_shows_each_value_in_its_place():
+    scores = {"0.1": [1.0, 2, 3, 4], "1": [2.0, 3, 9, 4], "10": [7.0]}
+    ax = plotting.sensitivity_plot(scores, default="1", xlabel="rate")
+    trend, *rest = ax.get_lines()
+    middles = [evaluation.iqm(v) for v in scores.values()]
+    assert list(trend.get_ydata()) == middles and list(trend.get_xdata()) == [0, 1, 2]
+    interval = evaluation.bootstrap_interval(scores["1"])
+    bar, runs, point = rest[3:6]
+    assert list(bar.get_ydata()) == [interval.low, interval.high]
+    assert list(runs.get_ydata()) == scores["1"] and list(point.get_ydata()) == [middles[1]]
+    assert len(rest) == 8  # a single run has no interval
+    ticks = [t.get_text() for t in ax.get_xticklabels()]
+    assert ticks == ["0.1", "1\n(default)", "10"]
+
+
 def arrows(ax):
     """Return {(row, column): moves drawn there} from the arrows of a value map."""
     found = {}
@@ -216,6 +276,10 @@ def test_style_is_set_for_the_session():
         (lambda: plotting.profile_plot({str(i): [0, 1] for i in range(8)}), "8 series; 7 can"),
         (lambda: plotting.learning_curve({"a": (STEPS, CURVES[0])}), r"curves\['a'\] needs"),
         (lambda: plotting.learning_curve({"a": (STEPS[:3], CURVES)}), r"got \(3,\) and \(10, 12\)"),
+        (lambda: plotting.small_multiples({}), "panels is empty"),
+        (lambda: plotting.sensitivity_plot({}), "scores is empty"),
+        (lambda: plotting.importance_plot({}, ["x"]), "no panels"),
+        (lambda: plotting.importance_plot({"a": [[1, 2]]}, ["x"]), r"\(runs, 1\), got \(1, 2\)"),
         (lambda: plotting.heatmap([1, 2]), r"\(rows, columns\), got \(2,\)"),
         (lambda: plotting.grid_values([[np.nan]]), "must be numbers"),
         (lambda: plotting.grid_values(np.eye(2), [[0, 1], [2, 5]]), "actions -1 to 4"),

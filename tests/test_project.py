@@ -329,6 +329,7 @@ FLOORS = [
     {"agents", "training", "check"},
     {"runs"},
     {"experiments"},
+    {"report"},
     {"cli", "demo"},
 ]
 FORBIDDEN = {

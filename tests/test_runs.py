@@ -209,7 +209,7 @@ def test_a_run_killed_before_its_first_step_can_be_resumed(
 
     folder = tmp_path / "run"
     for where, name in [
-        (runs.OffPolicyTrainer, "save"),
+        (runs.Trainer, "save"),
         (runs.yaml, "safe_dump"),
         (runs, "_finish"),
     ]:

@@ -25,7 +25,7 @@ from marl_lib.envs import BatchedGridWorld
 from marl_lib.training import (
     CheckpointError,
     LoopConfig,
-    OffPolicyTrainer,
+    Trainer,
     TrainingDiverged,
     checkpoint,
     evaluate,
@@ -48,11 +48,11 @@ CARTPOLE = {
 }
 
 
-def trainer(folder: Path | None = None, **changes: Any) -> OffPolicyTrainer:
+def trainer(folder: Path | None = None, **changes: Any) -> Trainer:
     return runs.make_trainer(runs.run_config(TINY, changes), folder, progress=False)
 
 
-def weights(it: OffPolicyTrainer) -> torch.Tensor:
+def weights(it: Trainer) -> torch.Tensor:
     return it.learner.net.flat.detach().clone()  # type: ignore[attr-defined]
 
 
@@ -104,7 +104,7 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
 # Replicates and seeds -----------------------------------------------------------------------------
 
 
-def first_updates(seed: int, replicates: int, share: bool) -> tuple[OffPolicyTrainer, np.ndarray]:
+def first_updates(seed: int, replicates: int, share: bool) -> tuple[Trainer, np.ndarray]:
     """Run the shipped grid configuration to its hundredth update; return the actions too."""
     settings = {"dqn": {"share_parameters": share}, "seed": seed, "replicates": replicates}
     it = runs.make_trainer(runs.run_config(settings), progress=False)
@@ -223,15 +223,15 @@ def test_impossible_loops_are_refused() -> None:
 
 def interrupted(config: runs.RunConfig, folder: Path, after: int) -> None:
     """Train in ``folder`` and break off after ``after`` steps of the batch, as Ctrl-C would."""
-    step = OffPolicyTrainer._step
+    step = Trainer._step
 
-    def counted(self: OffPolicyTrainer) -> None:
+    def counted(self: Trainer) -> None:
         if self.steps >= after * config.num_envs:
             raise KeyboardInterrupt
         step(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OffPolicyTrainer, "_step", counted)
+        patch.setattr(Trainer, "_step", counted)
         with pytest.raises(KeyboardInterrupt):
             runs.train(config, folder, progress=False)
 
@@ -254,16 +254,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     runs.train(filled, whole, progress=False)
     interrupted(filled, broken, after[0])
     for next_stop in after[1:]:
-        step = OffPolicyTrainer._step
+        step = Trainer._step
         with pytest.MonkeyPatch.context() as patch:
             limit = next_stop * filled.num_envs
 
-            def stop_there(self: OffPolicyTrainer, step: Any = step, limit: int = limit) -> None:
+            def stop_there(self: Trainer, step: Any = step, limit: int = limit) -> None:
                 if self.steps >= limit:
                     raise KeyboardInterrupt
                 step(self)
 
-            patch.setattr(OffPolicyTrainer, "_step", stop_there)
+            patch.setattr(Trainer, "_step", stop_there)
             with pytest.raises(KeyboardInterrupt):
                 runs.resume(broken, progress=False)
     torch.rand(3)  # what the process did with torch's numbers before must not matter
@@ -524,7 +524,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     world = {"grid_size": (3, 3), "n_agents": 2, "n_targets": 2, "max_steps": 10}
     config = DQNConfig(hidden=(8,), batch_size=32, learning_starts=40, train_every=4)
     learner = DQN(11, 5, 2, 4, [11, 23], config)
-    it = OffPolicyTrainer(
+    it = Trainer(
         lambda num_envs: Poisoned(num_envs, **world),
         learner,
         LoopConfig(timesteps=4_000, eval_every=20, eval_episodes=1, checkpoint_every=20),

@@ -310,9 +310,10 @@ class FeatureTokens(nn.Module):
 
     def __init__(self, n_features: int, d_model: int):
         super().__init__()
-        bound = 1 / math.sqrt(d_model)
-        self.weight = nn.Parameter(torch.empty(n_features, d_model).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(n_features, d_model).uniform_(-bound, bound))
+        # The number must show in its token beside the bias: with weights as small as the bias, a
+        # policy on CartPole learned to balance but did not see where its cart was.
+        self.weight = nn.Parameter(torch.randn(n_features, d_model))
+        self.bias = nn.Parameter(torch.randn(n_features, d_model) / math.sqrt(d_model))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the tokens (..., D, E) of x (..., D)."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from marl_lib.config import ConfigError, choice, from_mapping, read_yaml, require, to_mapping
+from marl_lib.envs.colourmatch import BatchedColourMatch
 from marl_lib.envs.gridworld import BatchedGridWorld
 from marl_lib.rollout import play
 from marl_lib.runs import (
@@ -127,7 +128,7 @@ def run_experiment(
     name_or_path : str
         An experiment that ships with the library, or a YAML file.
     results : path
-        Files go to ``results/<experiment>/<label>-<seed>.json``, when all runs have ended.
+        Files go to ``results/<experiment>/<label>-<seed>.json``, each when its run has ended.
     overrides : dict
         Laid over every setting.
     seeds : int or None
@@ -165,12 +166,15 @@ def run_experiment(
     # What can fail is done before the long part, which would be lost with it.
     made_by = command or f"marl experiment {name_or_path}"
     extra = {"experiment": name, "command": made_by, **provenance()}
-    found = [_reference(r, run_config(base, overrides or {})) for r in experiment.references]
-    import joblib
-
-    records = joblib.Parallel(n_jobs=n_jobs)(joblib.delayed(run_setting)(*unit) for unit in units)
-    found += [record for several in records for record in several]
+    world = next(iter(configs.values()), None) or run_config(base, overrides or {})
+    found = [_reference(name, world) for name in experiment.references]
     paths = [_write(folder, {**extra, **record}) for record in found]
+    import joblib  # slow to load, and nothing else needs it
+
+    # Written as they come, so that a failure later on loses what it was about and no more.
+    run = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")
+    for records in run(joblib.delayed(run_setting)(*unit) for unit in units):
+        paths += [_write(folder, {**extra, **record}) for record in records]
     for stale in set(folder.glob("*.json")) - set(paths):
         stale.unlink()  # of the earlier run that was to be replaced: never two runs in one folder
     return paths
@@ -201,7 +205,8 @@ def run_setting(
             "diagnostics": {"steps": result.diagnostics.steps}
             | {k: result.diagnostics.array(k)[i].tolist() for k in result.diagnostics.values},
             "tests": {
-                name: {k: v[i].tolist() for k, v in found.items()} for name, found in tests.items()
+                name: {"episode_return": found["episode_return"][i].tolist()}
+                for name, found in tests.items()
             },
             "importance": {} if seen is None else _importance(trainer.learner, i, seen[i]),
             "wall_clock_seconds": round(result.seconds, 2),
@@ -242,10 +247,13 @@ def _reference(name: str, config: RunConfig) -> dict[str, Any]:
     from marl_lib.planning import Planner, random_actions  # brings scipy, which is slow to load
 
     world = world_maker(config)(config.final_episodes)
-    if name == "planner":
-        if not isinstance(world, BatchedGridWorld):
-            raise ConfigError(f"there is no planner for {config.env}")
+    if name == "planner" and isinstance(world, BatchedGridWorld):
         policy: Any = Planner(world)
+    elif name == "planner":
+        colours = getattr(world, "env", None)
+        if not isinstance(colours, BatchedColourMatch):
+            raise ConfigError(f"there is no planner for {config.env}")
+        policy = lambda obs, info: colours.straight()[:, None]  # noqa: E731
     else:
         policy = random_actions(world)
     episodes = play(world, policy, EVALUATION_SEED)
@@ -268,7 +276,10 @@ def _write(folder: Path, record: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{record['algorithm']}-{record['seed']}.json"
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(_rounded(record), indent=1) + "\n")
+    text = json.dumps(_rounded(record), indent=1)
+    # lists of numbers on one line each
+    text = re.sub(r"\[[^][{}]+\]", lambda m: " ".join(m[0].split()), text)
+    part.write_text(text.replace("[ ", "[").replace(" ]", "]") + "\n")
     part.replace(path)
     return path
 

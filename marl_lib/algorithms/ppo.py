@@ -132,7 +132,6 @@ class AttentionPPOConfig(PPOConfig):
     Other parameters are those of :class:`PPOConfig`; ``hidden`` are the layers after the pooling.
     """
 
-    learning_rate: float = 5e-4
     d_model: int = 32
     n_heads: int = 4
     n_layers: int = 1

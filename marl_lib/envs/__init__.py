@@ -120,7 +120,7 @@ def entry(name: str) -> _Entry:
     ConfigError
         If the name is unknown.
     """
-    if name.startswith(GYMNASIUM):
+    if isinstance(name, str) and name.startswith(GYMNASIUM):
         spec = name.removeprefix(GYMNASIUM)
         return _Entry(GymnasiumConfig, lambda n, _, autoreset: GymnasiumBatch(spec, n, autoreset))
     return ENVS[choice("environment", name, [*ENVS, f"{GYMNASIUM}NAME"])]

@@ -308,6 +308,12 @@ def results_folder() -> Path:
     raise FileNotFoundError("no recorded results: they come with the repository or the package")
 
 
+def recorded_experiments(folder: Path) -> list[str]:
+    """Return the names of what was recorded in a folder; benchmarks are no experiments."""
+    found = (p.name for p in folder.iterdir() if any(p.glob("*.json")))
+    return sorted(name for name in found if name != "benchmarks")
+
+
 def load_results(experiment: str, folder: str | Path | None = None) -> dict[str, list[dict]]:
     """Return the recorded runs of an experiment: label -> records in the order of their seeds.
 
@@ -317,7 +323,7 @@ def load_results(experiment: str, folder: str | Path | None = None) -> dict[str,
         If nothing was recorded under that name; the message lists what was.
     """
     folder = results_folder() if folder is None else Path(folder)
-    known = sorted(p.name for p in folder.iterdir() if any(p.glob("*.json")))
+    known = recorded_experiments(folder)
     runs: dict[str, list[dict]] = {}
     for path in (folder / choice("recorded experiment", experiment, known)).glob("*.json"):
         record = json.loads(path.read_text())

@@ -164,20 +164,25 @@ def _own_names(values: Mapping[str, Any]) -> dict[str, Any]:
     return own
 
 
-def default_algorithm(env: str) -> str:
-    """Return what is trained on a world where nothing else is said."""
+def default_algorithm(env: str, given: Mapping[str, Any]) -> str:
+    """Return the algorithm whose settings are given, or what is usual for a world."""
+    sections = [name for name in ALGORITHMS if name in given]
+    if len(sections) == 1:
+        return sections[0]
     return "dqn" if env == "GridWorld" else "attention_ppo"
 
 
 def run_config(*layers: Mapping[str, Any]) -> RunConfig:
     """Build the configuration of a run from mappings, later ones over earlier ones.
 
+    Where no layer names the algorithm, it is the one that has a section, else the world's usual.
+
     What no layer says comes from the configuration shipped for that world and algorithm, if there
     is one (``gridworld-dqn`` for DQN on the grid world), else from the defaults.
     """
     given = merge(*map(_own_names, layers))
     env = given.get("env", RunConfig.env)
-    algorithm = given.setdefault("algorithm", default_algorithm(env))
+    algorithm = given.setdefault("algorithm", default_algorithm(env, given))
     kind = run_config_type(env, algorithm)
     name = f"{env}-{algorithm}".lower()
     base = read_yaml(shipped()[name]) if name in shipped() else {}

@@ -243,7 +243,7 @@ class Trainer:
             while self.steps < c.timesteps:
                 if self._due(c.eval_every):
                     self._evaluate(bar)
-                    if self._reached():
+                    if self.steps and self._reached():  # what was not trained reaches nothing
                         break
                 self._step()
                 bar.update(self.learner.num_envs)

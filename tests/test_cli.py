@@ -198,7 +198,7 @@ def test_file_and_flags_fill_a_configuration(marl: Marl, tiny: Path, tmp_path: P
 
 
 def test_another_world_by_flag(marl: Marl, tmp_path: Path) -> None:
-    flags = ["--env=CartPole-v1", "--num-envs", "4", "--timesteps", "40", "--final-episodes", "2"]
+    flags = ["--env=CartPole-v1", "--algorithm=dqn", "--num-envs", "4", "--timesteps", "40", "--final-episodes", "2"]
     flags += ["--eval-episodes", "2", "--env-options.max-steps", "20", "--dqn.hidden", "4"]
     ended = marl("train", "--quiet", *flags)
     assert ended.code == 0, ended.err
@@ -209,7 +209,8 @@ def test_another_world_by_flag(marl: Marl, tmp_path: Path) -> None:
 @pytest.mark.parametrize("env", ["GridWorld", "CartPole-v1"])
 def test_record_writes_a_page_that_plays(marl: Marl, env: str, tmp_path: Path) -> None:
     changes = {k: v for k, v in TINY.items() if k != "env_options"}
-    changes |= {"env": env, "timesteps": 4, "replicates": 2, "env_options": {"max_steps": 5}}
+    changes |= {"env": env, "algorithm": "dqn", "timesteps": 4, "replicates": 2}
+    changes |= {"env_options": {"max_steps": 5}}
     runs.train(runs.run_config(changes), tmp_path / "run", progress=False)
     ended = marl("evaluate", "run", "--episodes", 1, "--record", "episode.html")
     assert ended.code == 0 and ended.err == ""
@@ -300,7 +301,7 @@ def test_report(marl: Marl, tmp_path: Path) -> None:
         (["train", "--config", "nosuch"], ["configuration 'nosuch' is not known", "gridworld-dqn"]),
         (["train", "--config", "no.yaml"], ["cannot read no.yaml: No such file"]),
         (["train", "--env", "Gridworld"], ["environment 'Gridworld'", "did you mean 'GridWorld'"]),
-        (["train", "--algorithm", "ppo"], ["algorithm 'ppo' is not known", "choices: dqn"]),
+        (["train", "--algorithm", "pop"], ["algorithm 'pop' is not known", "choices: dqn, ppo"]),
         (["train", "--timestep", "5"], ["--timestep", "--timesteps"]),
         (["train", "--dqn.gama", "1"], ["--dqn.gama", "--dqn.gamma"]),
         (["train", "--timesteps", "many"], ["--timesteps", "many"]),

@@ -40,7 +40,7 @@ KEYS = {
     "experiment", "algorithm", "env", "seed", "config", "evaluation", "commit", "versions",
     "device", "machine", "command", "date",
 }  # fmt: skip
-LEARNED = {"curve", "wall_clock_seconds", "replicates_in_process"}
+LEARNED = {"curve", "diagnostics", "tests", "importance", "wall_clock_seconds", "replicates_in_process"}
 
 
 def write_plan(folder: Path, base: dict | None = None, **changes: Any) -> Path:
@@ -180,10 +180,10 @@ def test_what_ships_can_be_run(name: str, monkeypatch: pytest.MonkeyPatch, tmp_p
     _, experiment = experiments.find_experiment(name)
     paths = run_experiment(name, tmp_path, per_process=4)
     sizes = [min(4, experiment.seeds - first) for first in range(0, experiment.seeds, 4)]
-    assert [c.replicates for _, c in asked] == sizes * len(experiment.settings)
-    assert [c.seed for _, c in asked][: len(sizes)] == list(range(0, experiment.seeds, 4))
+    assert [c.replicates for _, c, _ in asked] == sizes * len(experiment.all_settings())
+    assert [c.seed for _, c, _ in asked][: len(sizes)] == list(range(0, experiment.seeds, 4))
     assert len(paths) == len(experiment.references)
-    assert all(c.timesteps >= 1_000 for _, c in asked)
+    assert all(c.timesteps >= 1_000 for _, c, _ in asked)
 
 
 # What is refused, before anything runs ------------------------------------------------------------
@@ -245,7 +245,7 @@ def watched(marks: Path) -> Callable[..., list[dict[str, Any]]]:
     folder = str(marks)
     marks.mkdir()
 
-    def run(label: str, config: Any) -> list[dict[str, Any]]:
+    def run(label: str, config: Any, experiment: Any) -> list[dict[str, Any]]:
         import os
         import time
         from pathlib import Path
@@ -257,7 +257,7 @@ def watched(marks: Path) -> Callable[..., list[dict[str, Any]]]:
         while len({p.name.split("-")[0] for p in Path(folder).iterdir()}) < 2:
             assert time.monotonic() < deadline, "no other process took part"
             time.sleep(0.01)
-        return run_setting(label, config)
+        return run_setting(label, config, experiment)
 
     return run
 

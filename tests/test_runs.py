@@ -51,9 +51,46 @@ def test_later_layers_lie_over_earlier_ones_key_by_key() -> None:
 
 
 def test_another_world_does_not_take_the_settings_of_the_grid() -> None:
-    config = runs.run_config({"env": "CartPole-v1"})
-    assert set(to_mapping(config)["env_options"]) == {"max_steps", "physics"}
+    config = runs.run_config({"env": "CartPole-v1", "algorithm": "dqn"})
+    options = {"max_steps", "physics", "velocities", "history"}
+    assert set(to_mapping(config)["env_options"]) == options
     assert config.timesteps == runs.RunConfig.timesteps
+
+
+@pytest.mark.parametrize("env", ENVS)
+def test_a_world_alone_names_an_algorithm_that_learns_it(env: str) -> None:
+    config = runs.run_config({"env": env})
+    assert config.algorithm == ("dqn" if env == "GridWorld" else "attention_ppo")
+
+
+def test_the_published_configuration_of_attention_ppo_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "default.yaml"
+    path.write_text(
+        "env_name: CartPole-v1\ntotal_timesteps: 100000\neval_freq: 10000\nn_eval_episodes: 10\n"
+        "ppo: {learning_rate: 3.0e-4, gamma: 0.99, clip_ratio: 0.2}\n"
+        "attention: {n_heads: 8, d_model: 128, n_layers: 2, dropout: 0.1}\n"
+    )
+    config = runs.run_config(runs.find_config(str(path)))
+    assert (config.env, config.algorithm) == ("CartPole-v1", "attention_ppo")
+    assert (config.timesteps, config.eval_every, config.eval_episodes) == (100_000, 10_000, 10)
+    found = config.attention_ppo  # type: ignore[attr-defined]
+    assert (found.learning_rate, found.gamma, found.clip_ratio) == (3e-4, 0.99, 0.2)
+    assert (found.n_heads, found.d_model, found.n_layers, found.dropout) == (8, 128, 2, 0.1)
+    assert to_mapping(config) == to_mapping(runs.run_config(runs.find_config("default")))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"env_name": "CartPole-v1", "env": "CartPole-v1"}, "env is given twice, once as env"),
+        ({"attention": {"n_head": 8}}, "in attention_ppo 'n_head' is not known"),
+        ({"attention": 8}, "attention must be a mapping, got 8"),
+        ({"attention": {"d_model": 30, "n_heads": 4}}, "d_model must be a multiple of n_heads"),
+    ],
+)
+def test_a_published_configuration_that_is_wrong_is_refused(values: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        runs.run_config({"env": "CartPole-v1"} if "env" not in values else {}, values)
 
 
 @pytest.mark.parametrize("name", runs.shipped())
@@ -62,13 +99,14 @@ def test_what_ships_can_be_run(name: str) -> None:
     env = runs.world_maker(config)(2)
     learner = runs.build_learner(config, env)
     assert len(learner.seeds) == config.replicates
-    assert set(runs.find_config(name)) <= set(to_mapping(config))
+    if name != "default":  # in the names of its source
+        assert set(runs.find_config(name)) <= set(to_mapping(config))
 
 
 @pytest.mark.parametrize("env", ENVS)
 def test_every_world_can_be_trained_on(env: str) -> None:
-    changes = {k: v for k, v in TINY.items() if k != "env_options"} | {"timesteps": 60}
-    changes |= {"env": env, "env_options": {"max_steps": 12}}
+    changes = {k: v for k, v in TINY.items() if k not in ("env_options", "dqn")}
+    changes |= {"env": env, "timesteps": 60, "env_options": {"max_steps": 12}}
     result = runs.make_trainer(runs.run_config(changes), progress=False).train()
     assert result.final["episode_return"].shape == (1, 6)
     assert (result.final["episode_length"] <= 12).all()
@@ -100,7 +138,7 @@ def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
         ({"dqn": {"gama": 0.9}}, "in dqn 'gama' is not known; did you mean 'gamma'? (choices: "),
         ({"env_options": {"size": 3}}, "configuration key in env_options 'size' is not known"),
         ({"env": "Gridworld"}, "environment 'Gridworld' is not known; did you mean 'GridWorld'?"),
-        ({"algorithm": "ppo"}, "algorithm 'ppo' is not known (choices: dqn)"),
+        ({"algorithm": "pop"}, "algorithm 'pop' is not known; did you mean 'ppo'? (choices: dqn,"),
         ({"timesteps": "many"}, "timesteps must be of type int, got 'many'"),
         ({"timesteps": 1.5}, "timesteps must be of type int, got 1.5"),
         ({"timesteps": True}, "timesteps must be of type int, got True"),

@@ -546,9 +546,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 def test_a_run_without_a_folder_names_no_checkpoint() -> None:
     it = trainer()
-    it.metrics = {"loss": np.array([np.inf])}
+    metrics = {"loss": np.array([np.inf])}
     with pytest.raises(TrainingDiverged, match=r"^loss of seed 0 is not finite at step 0$"):
-        it._check_finite()
+        it._check_finite(metrics)
 
 
 # Logs ---------------------------------------------------------------------------------------------

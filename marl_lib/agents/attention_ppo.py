@@ -1,0 +1,178 @@
+"""Attention PPO for one gymnasium environment: an agent, its settings, and a trainer.
+
+>>> import gymnasium as gym
+>>> env = gym.make("CartPole-v1")
+>>> agent = AttentionPPO(4, 2, hyperparams=PPOHyperparameters(n_heads=4, d_model=32))
+>>> config = TrainingConfig(total_timesteps=4_096, eval_freq=4_096, n_eval_episodes=2)
+>>> result = AttentionRLTrainer(agent, env, config).train(progress=False)
+>>> result.steps
+4096
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from marl_lib.algorithms.ppo import PPO, AttentionPPOConfig
+from marl_lib.config import ConfigError, require
+from marl_lib.envs import ENVS, BatchedParallelEnv, GymnasiumBatch, make
+from marl_lib.training import LoopConfig, MakeEnv, Trainer, TrainingResult
+
+PPOHyperparameters = AttentionPPOConfig
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long to train and how often to look.
+
+    Parameters
+    ----------
+    total_timesteps : int
+    eval_freq : int
+        Steps between evaluations.
+    n_eval_episodes : int
+        Episodes of each.
+    folder : str or None
+        Where logs and the checkpoint go; None keeps nothing.
+    """
+
+    total_timesteps: int = 100_000
+    eval_freq: int = 10_000
+    n_eval_episodes: int = 10
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        for name in ("total_timesteps", "eval_freq", "n_eval_episodes"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+
+
+class AttentionPPO(PPO):
+    """One agent that attends over the features of its observation.
+
+    Parameters
+    ----------
+    obs_dim, action_dim : int
+        Length of the observation; number of discrete actions, or parts of a continuous one.
+    device : torch device or None for the CPU
+    hyperparams : PPOHyperparameters or None
+    seed : int
+    num_envs : int
+        Environments it learns from side by side.
+    bounds : (low, high) arrays (A,) or None
+        Limits of a continuous action.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        device: str | torch.device | None = None,
+        hyperparams: PPOHyperparameters | None = None,
+        *,
+        seed: int = 0,
+        num_envs: int = 64,
+        bounds: tuple[np.ndarray, np.ndarray] | None = None,
+    ):
+        super().__init__(
+            obs_dim,
+            int(action_dim),
+            num_envs,
+            [seed],
+            AttentionPPOConfig() if hyperparams is None else hyperparams,
+            bounds=bounds,
+            device="cpu" if device is None else device,
+        )
+
+    def select_action(self, obs: np.ndarray) -> Any:
+        """Return the likeliest action (or the mean one) for one observation (D,)."""
+        action = self.policy()(np.asarray(obs, np.float32)[None, None], {})[0, 0]
+        return action if self.bounds else int(action)
+
+    @torch.no_grad()
+    def action_probabilities(self, obs: np.ndarray) -> np.ndarray:
+        """Return the probabilities of all discrete actions for one observation (D,), (A,)."""
+        if self.bounds:
+            raise ValueError("a continuous action has a density and no probabilities")
+        output = self.actor(self._seen(self._tensor(np.asarray(obs, np.float32)[None])))
+        probs: np.ndarray = output.softmax(-1)[0, 0].numpy(force=True)
+        return probs
+
+    def attention_weights(self, obs: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the actor's attention weights for one observation (D,).
+
+        Returns
+        -------
+        dict : ``layer_0``, ... (H, D, D) and ``pooling`` (H, queries, D), where the policy has any.
+        """
+        seen = self._seen(self._tensor(np.asarray(obs, np.float32)[None]))[0]
+        with torch.no_grad():
+            weights = self.actor.network(0).attention(seen)  # type: ignore[operator]
+        return {name: w[0].numpy(force=True) for name, w in weights.items()}
+
+
+class AttentionRLTrainer:
+    """Trains an :class:`AttentionPPO` on a gymnasium environment, in many copies of it at once.
+
+    Parameters
+    ----------
+    agent : AttentionPPO
+    env : gymnasium.Env or str
+        An environment made by ``gymnasium.make``, or a name as ``marl_lib.envs.make`` takes it.
+        CartPole-v1, Acrobot-v1 and MountainCar-v0 as they are registered run on this library's own
+        batches, which go through the same states a hundred times as fast; others on gymnasium's.
+    config : TrainingConfig or None
+
+    Raises
+    ------
+    ConfigError
+        If the environment cannot be copied, or agent and environment do not fit.
+    """
+
+    def __init__(
+        self, agent: AttentionPPO, env: gymnasium.Env | str, config: TrainingConfig | None = None
+    ):
+        self.agent, self.config = agent, TrainingConfig() if config is None else config
+        self.make_env = copies(env)
+        world = self.make_env(1)
+        if world.obs_dim != agent.obs_dim:
+            size = agent.obs_dim
+            raise ConfigError(f"obs_dim must be {world.obs_dim} here, the agent has {size}")
+        space = world.single_action_space
+        n = int(space.n) if isinstance(space, gymnasium.spaces.Discrete) else space.shape[0]
+        if n != agent.n_actions:
+            raise ConfigError(f"action_dim must be {n} here, the agent has {agent.n_actions}")
+
+    def train(self, progress: bool = True) -> TrainingResult:
+        """Train from here on for ``total_timesteps``; see :class:`TrainingResult`."""
+        c = self.config
+        loop = LoopConfig(c.total_timesteps, c.eval_freq, c.n_eval_episodes, c.n_eval_episodes)
+        self.agent.total_steps = self.agent.steps + c.total_timesteps
+        folder = None if c.folder is None else Path(c.folder)
+        return Trainer(self.make_env, self.agent, loop, folder, progress).train()
+
+
+def copies(env: gymnasium.Env | str) -> MakeEnv:
+    """Return ``make_env(num_envs)`` for copies of a gymnasium environment, or of a named world."""
+    if isinstance(env, str):
+        return partial(_named, env)
+    spec = env.spec
+    if spec is None:
+        raise ConfigError("the environment has no spec to copy: make it with gymnasium.make")
+    kwargs = {k: v for k, v in spec.kwargs.items() if k != "render_mode"}
+    plain = gymnasium.spec(spec.id)
+    changed = spec.additional_wrappers or kwargs != plain.kwargs
+    if spec.id in ENVS and not changed and spec.max_episode_steps == plain.max_episode_steps:
+        return partial(_named, spec.id)
+    return partial(GymnasiumBatch, spec)
+
+
+def _named(name: str, num_envs: int) -> BatchedParallelEnv:
+    return make(name, num_envs)

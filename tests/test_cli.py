@@ -198,7 +198,16 @@ def test_file_and_flags_fill_a_configuration(marl: Marl, tiny: Path, tmp_path: P
 
 
 def test_another_world_by_flag(marl: Marl, tmp_path: Path) -> None:
-    flags = ["--env=CartPole-v1", "--algorithm=dqn", "--num-envs", "4", "--timesteps", "40", "--final-episodes", "2"]
+    flags = [
+        "--env=CartPole-v1",
+        "--algorithm=dqn",
+        "--num-envs",
+        "4",
+        "--timesteps",
+        "40",
+        "--final-episodes",
+        "2",
+    ]
     flags += ["--eval-episodes", "2", "--env-options.max-steps", "20", "--dqn.hidden", "4"]
     ended = marl("train", "--quiet", *flags)
     assert ended.code == 0, ended.err

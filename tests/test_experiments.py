@@ -40,7 +40,14 @@ KEYS = {
     "experiment", "algorithm", "env", "seed", "config", "evaluation", "commit", "versions",
     "device", "machine", "command", "date",
 }  # fmt: skip
-LEARNED = {"curve", "diagnostics", "tests", "importance", "wall_clock_seconds", "replicates_in_process"}
+LEARNED = {
+    "curve",
+    "diagnostics",
+    "tests",
+    "importance",
+    "wall_clock_seconds",
+    "replicates_in_process",
+}
 
 
 def write_plan(folder: Path, base: dict | None = None, **changes: Any) -> Path:

@@ -93,12 +93,14 @@ class PPOConfig:
             require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "in [0, 1]")
         for key in ("learning_rate", "clip_ratio", "max_grad_norm"):
             require(getattr(self, key) > 0, key, getattr(self, key), "positive")
-        for key in ("rollout", "epochs", "batch_size"):
+        for key in ("rollout", "epochs"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
         require(self.entropy_coef >= 0, "entropy_coef", self.entropy_coef, "at least 0")
         for key in ("clip_value", "target_kl"):
             value = getattr(self, key)
             require(value is None or value > 0, key, value, "positive or null")
+        least = 2 if self.normalise_advantage else 1  # one advantage has no deviation
+        require(self.batch_size >= least, "batch_size", self.batch_size, f"at least {least}")
         require(all(h >= 1 for h in self.hidden), "hidden", self.hidden, "widths of at least 1")
 
 
@@ -146,9 +148,12 @@ class AttentionPPOConfig(PPOConfig):
         """Refuse values that cannot work."""
         super().__post_init__()
         choice("pooling", self.pooling, POOLINGS)
+        choice("norm", self.norm, ("pre", "post"))
         for key in ("d_model", "n_heads", "n_queries"):
             require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
         require(self.n_layers >= 0, "n_layers", self.n_layers, "at least 0")
+        wide = self.d_hidden is None or self.d_hidden >= 1
+        require(wide, "d_hidden", self.d_hidden, "at least 1 or null")
         rule = f"a multiple of n_heads, {self.n_heads}"
         require(self.d_model % self.n_heads == 0, "d_model", self.d_model, rule)
         require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")

@@ -957,10 +957,12 @@ def test_impossible_attention_is_refused_by_name(given: dict[str, Any], text: st
         AttentionPPOConfig(**given)
 
 
-@pytest.mark.parametrize("config", [SMALL, ATTENTION], ids=["mlp", "attention"])
-def test_minibatches_of_one_step_do_not_spoil_the_weights(config: PPOConfig) -> None:
+@both
+def test_minibatches_of_one_step_are_not_normalised(config: PPOConfig) -> None:
     """The deviation of a single advantage is not a number."""
-    ppo = full(config=config, batch_size=1)
+    with pytest.raises(ConfigError, match="batch_size must be at least 2, got 1"):
+        dataclasses.replace(config, batch_size=1)
+    ppo = full(config=config, batch_size=1, normalise_advantage=False)
     figures = ppo.update()
     assert all(np.isfinite(x).all() for x in figures.values())
     assert all(torch.isfinite(parameters(ppo, r)).all() for r in range(2))

@@ -213,6 +213,7 @@ def build_learner(config: RunConfig, env: BatchedParallelEnv) -> Any:
 def _dqn(config: RunConfig, env: BatchedParallelEnv) -> DQN:
     if not isinstance(env.single_action_space, Discrete):
         raise ConfigError(f"dqn needs discrete actions, those of {config.env} are continuous")
+    require(not config.sampled, "sampled", config.sampled, "false for dqn, whose policy is greedy")
     _, info = env.reset(seed=0)
     return DQN(
         env.obs_dim,

@@ -52,7 +52,7 @@ class Learner(Protocol):
         """Return exploring actions."""
 
     def policy(self) -> Policy:
-        """Return the policy to be judged."""
+        """Return the policy to be judged; one with chance in it takes ``sampled=True`` too."""
 
     def observe(
         self,
@@ -97,6 +97,9 @@ class LoopConfig:
     stop_at : float or None
         End training when an evaluation's mean return reaches this in every replicate. The last
         evaluation is then played on other worlds, so that a lucky one does not count twice.
+    sampled : bool
+        Judge a policy as it acts in training, drawn from its distribution, and not by the likeliest
+        action.
     """
 
     timesteps: int = 100_000
@@ -105,6 +108,7 @@ class LoopConfig:
     final_episodes: int = 100
     checkpoint_every: int = 50_000
     stop_at: float | None = None
+    sampled: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
@@ -253,7 +257,7 @@ class Trainer:
             self._evaluate(bar)
         # what stopped training may have been luck, so it is judged again on other worlds
         seed = EVALUATION_SEED + (c.stop_at is not None)
-        policy = self.learner.policy()
+        policy = self._policy()
         final = evaluate(self.make_env, policy, self.replicates, c.final_episodes, seed)
         self.seconds = time.monotonic() - started
         self.save()
@@ -262,6 +266,10 @@ class Trainer:
     def _due(self, every: int) -> bool:
         """Whether a multiple of ``every`` was passed in the last step."""
         return self.steps % every < self.learner.num_envs
+
+    def _policy(self) -> Policy:
+        """Return the policy as it is to be judged."""
+        return self.learner.policy(**({"sampled": True} if self.config.sampled else {}))
 
     def _reached(self) -> bool:
         goal = self.config.stop_at
@@ -293,7 +301,7 @@ class Trainer:
     def _evaluate(self, bar: tqdm) -> None:
         if self.curve.steps[-1:] == [self.steps]:
             return  # done already: the end is a multiple of ``eval_every``, or a run is prolonged
-        policy, episodes = self.learner.policy(), self.config.eval_episodes
+        policy, episodes = self._policy(), self.config.eval_episodes
         figures = evaluate(self.make_env, policy, self.replicates, episodes)
         means = {name: value.mean(1) for name, value in figures.items()}
         self.curve.add(self.steps, means)

@@ -23,6 +23,7 @@ from marl_lib.algorithms.dqn import DQN, DQNConfig
 from marl_lib.config import ConfigError
 from marl_lib.envs import BatchedGridWorld
 from marl_lib.training import (
+    EVALUATION_SEED,
     CheckpointError,
     LoopConfig,
     Trainer,
@@ -549,6 +550,47 @@ def test_a_run_without_a_folder_names_no_checkpoint() -> None:
     metrics = {"loss": np.array([np.inf])}
     with pytest.raises(TrainingDiverged, match=r"^loss of seed 0 is not finite at step 0$"):
         it._check_finite(metrics)
+
+
+# Stopping early -----------------------------------------------------------------------------------
+
+
+def cartpole(**changes: Any) -> Trainer:
+    config = {
+        "env": "CartPole-v1", "algorithm": "ppo", "num_envs": 16, "timesteps": 4_096,
+        "eval_every": 1_024, "eval_episodes": 5, "final_episodes": 5, "ppo": {"hidden": [8]},
+    }  # fmt: skip
+    return runs.make_trainer(runs.run_config(config, changes), progress=False)
+
+
+def test_training_stops_at_the_goal_when_every_replicate_has_it_and_not_before_it_began() -> None:
+    assert cartpole(stop_at=1.0).train().steps == 1_024  # an untrained net reaches it, at step 0
+    it = cartpole(stop_at=1.0, replicates=2)
+    it._evaluate = lambda bar: it.curve.add(  # type: ignore[method-assign]
+        it.steps, {"episode_return": np.array([5.0, 5.0 if it.steps >= 3_000 else 0.0])}
+    )
+    assert it.train().steps == 3_072
+    assert cartpole(stop_at=501.0).train().steps == 4_096
+
+
+def test_what_stopped_training_is_judged_again_on_other_worlds() -> None:
+    it = cartpole(stop_at=1.0)
+    result = it.train()
+    again = evaluate(it.make_env, it.learner.policy(), 1, 5, EVALUATION_SEED + 1)
+    np.testing.assert_array_equal(result.final["episode_return"], again["episode_return"])
+    plain = cartpole(timesteps=1_024).train()
+    assert not np.array_equal(plain.final["episode_return"], again["episode_return"])
+
+
+def test_a_policy_is_judged_as_it_acts_where_that_is_asked_for() -> None:
+    greedy, sampled = cartpole(eval_episodes=50), cartpole(eval_episodes=50, sampled=True)
+    first, second = greedy.train(), sampled.train()
+    assert torch.equal(greedy.learner.actor.flat, sampled.learner.actor.flat)  # type: ignore
+    assert first.curve.values != second.curve.values
+    assert second.curve.values == cartpole(eval_episodes=50, sampled=True).train().curve.values
+    assert 15 < second.curve.array()[0, 0] < 35  # an untrained policy acts at random
+    with pytest.raises(ConfigError, match="sampled must be false for dqn"):
+        trainer(sampled=True)
 
 
 # Logs ---------------------------------------------------------------------------------------------

@@ -433,6 +433,7 @@ class PPO:
 
         self.actor = Replicates(actor, self.seeds, device=device)
         self.critic = Replicates(critic, self.seeds, device=device)
+        self._numbers = n_actions if bounds else 1  # random ones that an action is drawn with
         self.dropout = getattr(c, "dropout", 0.0) > 0
         for net in (self.actor, self.critic):
             net.train(False)
@@ -489,13 +490,26 @@ class PPO:
         out = action.flatten(0, 1).unsqueeze(1).numpy(force=True)
         return np.clip(out, *self.bounds) if self.bounds else out
 
-    def policy(self) -> Callable[[np.ndarray, dict[str, Any]], np.ndarray]:
-        """Return the policy without chance: the likeliest action, or the mean."""
-        return lambda obs, info: self._to_env(self.distribution_of(obs).mode())
+    def policy(self, sampled: bool = False) -> Callable[[np.ndarray, dict[str, Any]], np.ndarray]:
+        """Return the policy: the likeliest action or the mean, or one drawn as in training.
+
+        What is drawn comes from streams of its own, the same each time.
+        """
+        if not sampled:
+            return lambda obs, info: self._to_env(self.distribution_of(obs).mode())
+        streams: list[RandomStreams] = []  # made when the number of rows is known
+
+        def act(obs: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+            if not streams:
+                streams.append(RandomStreams(self.seeds, len(obs) // len(self.seeds), "judge"))
+            noise = streams[0].uniform(self._numbers).astype(np.float32)
+            return self._to_env(self.distribution_of(obs).sample(self._tensor(noise)))
+
+        return act
 
     def act(self, obs: np.ndarray, info: dict[str, Any]) -> np.ndarray:
         """Return sampled actions (R × B, 1[, A]) for observations (R × B, 1, D)."""
-        noise = self.streams.uniform(self.n_actions if self.bounds else 1).astype(np.float32)
+        noise = self.streams.uniform(self._numbers).astype(np.float32)
         action = self.distribution_of(obs).sample(self._tensor(noise))
         self.data["action"][:, self.t] = action
         return self._to_env(action)

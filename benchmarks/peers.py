@@ -110,7 +110,7 @@ def train(peer: Peer, seed: int) -> dict[str, Any]:
     judge = Judge()
 
     def judged() -> float:
-        return judge(lambda obs: model.predict(obs, deterministic=True)[0])
+        return judge(lambda obs: model.predict(obs, deterministic=False)[0])
 
     score, steps = 0.0, 0
     for _ in range(ROUNDS):

@@ -10,7 +10,8 @@ has reached the threshold over 100 episodes, and over 100 others, so that luck d
 ``not_counted`` are the seconds that the contender's policy was judged in: the peers do not pay for
 that. A contender that prints no such line is stopped by its end, and its return and steps are read
 from the ``summary.json`` of its run folder; ours is one, and pays for its evaluations, its logs and
-its checkpoint. Policies act greedily.
+its checkpoint. Policies act as in training, drawn from their distribution: played greedily, a
+network that was never trained can balance the pole by luck.
 
 Peers that come as sources only are run by hand in the same run: ``--also FILE`` names a JSON file
 ``[{"name": …, "settings": …, "command": ["…", "{seed}"], "versions": {…}, "how": …}, …]``. They go
@@ -46,7 +47,7 @@ TITLE = "Wall-clock to CartPole-v1's threshold, start-up included"
 TASK = "CartPole-v1, 475 over 100 episodes"
 OURS = (
     "{python} -m marl_lib.cli train --env CartPole-v1 --algorithm ppo --seed {seed} --stop-at 475"
-    " --eval-episodes 100 --quiet --folder {folder}/run"
+    " --sampled --eval-episodes 100 --quiet --folder {folder}/run"
 )
 PACKAGES = ("stable-baselines3", "sbx-rl", "jax")
 

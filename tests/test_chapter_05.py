@@ -128,14 +128,15 @@ def test_sum_of_pairs(chapter):
 
 def test_put_in_trains_what_is_put_in(chapter):
     env = make("ColourMatch", 1)
-    learner = PPO(env.obs_dim, 5, 64, [0, 1], PPOConfig(rollout=4), tokens=env.tokens)
+    learner = PPO(env.obs_dim, 5, 64, [0], PPOConfig(rollout=4), tokens=env.tokens)
     chapter["put_in"](learner, lambda n: chapter["SumOfPairs"](env.tokens, n))
     before = [net.flat.clone() for net in (learner.actor, learner.critic)]
-    assert len(learner.actor) == 2 and not torch.equal(*before[0].chunk(2))
+    assert learner.actor.flat.shape == learner.actor.flat.grad.shape
     chapter["fill"](learner, ("ColourMatch", {}))
     batch = learner.prepare()
-    assert learner.actor(batch["obs"]).shape == (2, 256, 5)
-    assert learner.critic(batch["obs"]).shape == (2, 256, 1)
+    assert learner.actor(batch["obs"]).shape == (1, 256, 5)
+    assert learner.critic(batch["obs"]).shape == (1, 256, 1)
+    assert learner.actor(batch["obs"]).softmax(-1).std(-1).max() < 0.02  # near uniform
     learner.update()
     for net, old in zip((learner.actor, learner.critic), before, strict=True):
         assert (net.flat != old).float().mean() > 0.5
@@ -247,8 +248,8 @@ def test_first_ratio_is_what_the_loss_sees(chapter):
     torch.manual_seed(5)
     chapter["fill"](again, world)
     batch = again.prepare()
-    seen = again.losses(batch, 0.05)
-    outside = (ratio - 1).abs() > 0.05
+    seen = again.losses(batch, 0.01)
+    outside = (ratio - 1).abs() > 0.01
     assert 0.01 < outside.float().mean() < 0.99
     torch.testing.assert_close(seen["clip_fraction"][0], outside.float().mean())
 

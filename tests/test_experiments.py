@@ -19,7 +19,7 @@ from marl_lib.config import ConfigError
 from marl_lib.experiments import curves, final_scores, load_results, run_experiment
 from marl_lib.planning import Planner
 from marl_lib.rollout import play
-from marl_lib.training import EVALUATION_SEED
+from marl_lib.training import EVALUATION_SEED, TrainingDiverged, evaluate
 
 BASE: dict[str, Any] = {
     "num_envs": 4, "timesteps": 400, "eval_every": 200, "eval_episodes": 20, "final_episodes": 4,
@@ -191,6 +191,98 @@ def test_what_ships_can_be_run(name: str, monkeypatch: pytest.MonkeyPatch, tmp_p
     assert [c.seed for _, c, _ in asked][: len(sizes)] == list(range(0, experiment.seeds, 4))
     assert len(paths) == len(experiment.references)
     assert all(c.timesteps >= 1_000 for _, c, _ in asked)
+
+
+# Sweeps, other worlds, importance -----------------------------------------------------------------
+
+POLE = {
+    "env": "CartPole-v1", "num_envs": 8, "timesteps": 256, "eval_every": 256, "eval_episodes": 3,
+    "final_episodes": 4,
+}  # fmt: skip
+PPO = {"rollout": 16, "batch_size": 64, "epochs": 1, "hidden": [8]}
+
+
+def test_settings_may_name_worlds_and_algorithms_of_their_own(tmp_path: Path) -> None:
+    small = {"d_model": 8, "n_heads": 2, "rollout": 16, "batch_size": 64, "hidden": [8]}
+    plan = {
+        "seeds": 2,
+        "per_process": 1,
+        "importance": True,
+        "references": ["random"],
+        "settings": {
+            "plain": {**POLE, "algorithm": "ppo", "ppo": PPO},
+            "attends": {**POLE, "algorithm": "attention_ppo", "attention_ppo": small},
+        },
+        "tests": {"strong push": {"physics": {"force_mag": 60.0}}},
+    }
+    (tmp_path / "mixed.yaml").write_text(json.dumps(plan))
+    run_experiment(tmp_path / "mixed.yaml", tmp_path)
+    found = load_results("mixed", tmp_path)
+    assert {k: len(v) for k, v in found.items()} == {"plain": 2, "attends": 2, "random": 1}
+    assert found["random"][0]["env"] == "CartPole-v1"
+    record = found["plain"][1]
+    assert record["config"]["algorithm"] == "ppo" and record["replicates_in_process"] == 1
+    assert set(record["diagnostics"]) >= {"steps", "entropy", "approx_kl", "explained_variance"}
+    assert record["diagnostics"]["steps"] == record["curve"]["steps"][1:]
+    assert len(record["importance"]["permutation"]) == 4
+    assert "attention" not in record["importance"]
+    assert sum(found["attends"][0]["importance"]["attention"]) == pytest.approx(1, abs=1e-4)
+    config = runs.run_config(record["config"], {"replicates": 1, "seed": 1})
+    trainer = runs.make_trainer(config, progress=False)
+    trainer.train()
+    other = runs.run_config(record["config"], {"env_options": {"physics": {"force_mag": 60.0}}})
+    again = evaluate(runs.world_maker(other), trainer.learner.policy(), 1, 4)["episode_return"][0]
+    assert record["tests"]["strong push"]["episode_return"] == again.tolist()
+
+
+def test_a_sweep_changes_one_setting_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(json.dumps({**POLE, "algorithm": "ppo", "ppo": PPO}))
+    plan = {
+        "config": str(tmp_path / "base.yaml"),
+        "seeds": 1,
+        "sweep": {"ppo.epochs": [2, 3], "ppo.gamma": [0.5], "num_envs": [16]},
+    }
+    (tmp_path / "swept.yaml").write_text(json.dumps(plan))
+    run_experiment(tmp_path / "swept.yaml", tmp_path)
+    found = load_results("swept", tmp_path)
+    assert set(found) == {"epochs=2", "epochs=3", "gamma=0.5", "num_envs=16"}
+    config = found["epochs=3"][0]["config"]
+    assert (config["ppo"]["epochs"], config["ppo"]["gamma"], config["num_envs"]) == (3, 0.99, 8)
+    assert found["gamma=0.5"][0]["config"]["ppo"]["epochs"] == 1
+
+
+def test_the_scripted_agent_of_colour_match_is_its_planner(tmp_path: Path) -> None:
+    plan = {"settings": {}, "config": "colourmatch-ppo", "references": ["planner", "random"]}
+    (tmp_path / "colours.yaml").write_text(json.dumps(plan))
+    run_experiment(tmp_path / "colours.yaml", tmp_path)
+    found = load_results("colours", tmp_path)
+    share = {k: np.mean(v[0]["evaluation"]["found"]) for k, v in found.items()}
+    assert share["planner"] == 1 and share["random"] < 0.4
+
+
+def test_what_was_finished_is_kept_when_a_later_run_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = experiments.run_setting
+
+    def fails(label: str, config: Any, experiment: Any) -> list[dict[str, Any]]:
+        if config.seed == 1:
+            raise TrainingDiverged("policy_loss of seed 1 is not finite at step 64")
+        return real(label, config, experiment)
+
+    monkeypatch.setattr(experiments, "run_setting", fails)
+    plan = {"seeds": 2, "per_process": 1, "settings": {"a": {**POLE, "algorithm": "ppo"}}}
+    (tmp_path / "one.yaml").write_text(json.dumps(plan))
+    with pytest.raises(TrainingDiverged):
+        run_experiment(tmp_path / "one.yaml", tmp_path)
+    assert [p.name for p in (tmp_path / "one").glob("*.json")] == ["a-0.json"]
+
+
+def test_benchmarks_are_no_experiment(tmp_path: Path) -> None:
+    for name in ("benchmarks", "one"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a-0.json").write_text("{}")
+    assert experiments.recorded_experiments(tmp_path) == ["one"]
 
 
 # What is refused, before anything runs ------------------------------------------------------------

@@ -21,7 +21,7 @@ import tyro
 
 from marl_lib import experiments, runs
 from marl_lib.config import ConfigError, to_mapping
-from marl_lib.envs import ENVS
+from marl_lib.envs import ENVS, GYMNASIUM
 from marl_lib.evaluation import summary
 from marl_lib.player import player
 from marl_lib.rollout import record
@@ -101,7 +101,7 @@ def _train(args: list[str]) -> None:
         if {"-h", "--help"} & set(rest):
             print(parser.format_help())
         config = _filled(rest, runs.find_config(own.config) if own.config else {})
-        name = f"{config.env}-{config.algorithm}-{config.seed}".lower()
+        name = f"{config.env}-{config.algorithm}-{config.seed}".lower().replace(":", "-")
         folder = Path(own.folder or Path("runs") / name)
         result = runs.train(config, folder, not own.quiet)
     _print_summary(result.summary())
@@ -216,7 +216,7 @@ def _report(args: list[str]) -> None:
 def _list(args: list[str]) -> None:
     _Parser(prog="marl list").parse_args(args)
     for title, names in (
-        ("worlds", ENVS),
+        ("worlds", [*ENVS, f"{GYMNASIUM}NAME"]),
         ("algorithms", runs.ALGORITHMS),
         ("configurations", runs.shipped()),
         ("experiments", experiments.shipped_experiments()),

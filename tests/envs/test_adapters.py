@@ -249,11 +249,14 @@ def test_a_restored_history_goes_on_exactly():
     rng = np.random.default_rng(0)
     for _ in range(11):
         first.step(rng.integers(2, size=(4, 1)))
-    second.load_state_dict(first.state_dict())
+    state = first.state_dict()
+    second.load_state_dict(state)
+    kept = state["kept"].copy()
     for _ in range(30):
         action = rng.integers(2, size=(4, 1))
         for x, y in zip(first.step(action)[:4], second.step(action)[:4], strict=True):
             np.testing.assert_array_equal(x, y)
+    np.testing.assert_array_equal(state["kept"], kept)  # a state stays as it was
 
 
 def test_a_history_of_a_team_keeps_its_agents_apart():

@@ -151,7 +151,7 @@ class AttentionRLTrainer:
             raise ConfigError(f"action_dim must be {n} here, the agent has {agent.n_actions}")
 
     def train(self, progress: bool = True) -> TrainingResult:
-        """Train from here on for ``total_timesteps``; see :class:`marl_lib.training.TrainingResult`."""
+        """Train for ``total_timesteps`` more and return what it came to."""
         c = self.config
         loop = LoopConfig(c.total_timesteps, c.eval_freq, c.n_eval_episodes, c.n_eval_episodes)
         self.agent.total_steps = self.agent.steps + c.total_timesteps

@@ -233,7 +233,7 @@ def fake_library(monkeypatch):
             callback._on_training_end()
 
         def predict(self, obs, deterministic):
-            assert deterministic
+            assert not deterministic
             good = self.steps >= made.learns_at
             return (obs @ [0.05, 0.1, 1.0, 0.5] > 0).astype(int) if good else np.zeros(
                 len(obs), int

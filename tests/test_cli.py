@@ -141,7 +141,7 @@ def test_list(marl: Marl) -> None:
     ended = marl("list")
     assert ended.code == 0
     shown = figures(ended.out)
-    assert shown["worlds"].split(", ") == list(ENVS)
+    assert shown["worlds"].split(", ") == [*ENVS, "gymnasium:NAME"]
     assert shown["algorithms"].split(", ") == list(runs.ALGORITHMS)
     assert shown["configurations"].split(", ") == list(runs.shipped())
     assert shown["experiments"].split(", ") == list(shipped_experiments())

@@ -10,3 +10,12 @@ document.addEventListener("DOMContentLoaded", () => {
   sidebar?.setAttribute("role", "complementary");
   sidebar?.setAttribute("aria-label", "Book");
 });
+
+// An equation that is wider than the page scrolls, so it must be reachable by the keyboard.
+window.addEventListener("load", () => {
+  window.MathJax?.startup?.promise?.then(() => {
+    for (const equation of document.querySelectorAll('mjx-container[display="true"]')) {
+      if (equation.scrollWidth > equation.clientWidth) equation.tabIndex = 0;
+    }
+  });
+});

@@ -489,7 +489,9 @@ def test_feature_tokens() -> None:
     # equal numbers in two features make different tokens
     same = tokens(torch.ones(3))
     assert not torch.isclose(same[0], same[1]).any()
-    assert tokens.weight.abs().max() <= 0.5 and tokens.bias.abs().max() <= 0.5
+    many = FeatureTokens(400, 64)  # the number outweighs the bias: 1 against 1 / √64
+    assert many.weight.std().item() == pytest.approx(1, abs=0.02)
+    assert many.bias.std().item() == pytest.approx(1 / 8, abs=0.01)
 
 
 # Learning, and many copies at once ----------------------------------------------------------------

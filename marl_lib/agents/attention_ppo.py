@@ -23,6 +23,7 @@ import torch
 from marl_lib.algorithms.ppo import PPO, AttentionPPOConfig
 from marl_lib.config import ConfigError, require
 from marl_lib.envs import ENVS, BatchedParallelEnv, GymnasiumBatch, make
+from marl_lib.nn.distributions import Categorical
 from marl_lib.training import LoopConfig, MakeEnv, Trainer, TrainingResult
 
 PPOHyperparameters = AttentionPPOConfig
@@ -96,13 +97,13 @@ class AttentionPPO(PPO):
         action = self.policy()(np.asarray(obs, np.float32)[None, None], {})[0, 0]
         return action if self.bounds else int(action)
 
-    @torch.no_grad()
     def action_probabilities(self, obs: np.ndarray) -> np.ndarray:
         """Return the probabilities of all discrete actions for one observation (D,), (A,)."""
         if self.bounds:
             raise ValueError("a continuous action has a density and no probabilities")
-        output = self.actor(self._seen(self._tensor(np.asarray(obs, np.float32)[None])))
-        probs: np.ndarray = output.softmax(-1)[0, 0].numpy(force=True)
+        policy = self.distribution_of(np.asarray(obs, np.float32)[None, None])
+        assert isinstance(policy, Categorical)
+        probs: np.ndarray = policy.probs[0, 0].numpy(force=True)
         return probs
 
     def attention_weights(self, obs: np.ndarray) -> dict[str, np.ndarray]:
@@ -112,7 +113,7 @@ class AttentionPPO(PPO):
         -------
         dict : ``layer_0``, ... (H, D, D) and ``pooling`` (H, queries, D), where the policy has any.
         """
-        seen = self._seen(self._tensor(np.asarray(obs, np.float32)[None]))[0]
+        seen = self.seen_by(0, np.asarray(obs, np.float32)[None])
         with torch.no_grad():
             weights = self.actor.network(0).attention(seen)  # type: ignore[operator]
         return {name: w[0].numpy(force=True) for name, w in weights.items()}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.optim.adam import adam
 from torch.utils._pytree import tree_map
 
 
@@ -133,19 +134,69 @@ class Replicates:
                 g.mul_(scale)
         return norm
 
-    def step(self, optimizer: torch.optim.Optimizer, active: Tensor) -> None:
-        """Let ``optimizer`` of ``flat`` make a step, for the copies that are ``active`` (G,) alone.
 
-        The others keep their parameters and their moments; only the count of steps is common.
+class Adam:
+    """Adam (Kingma, Ba 2015, algorithm 1) on the buffer of :class:`Replicates`.
+
+    The step is torch's own kernel. Its class ``torch.optim.Adam`` makes the same one, but loads
+    torch's compiler first: a second of start-up, for runs that may take no longer than that.
+
+    Parameters
+    ----------
+    nets : Replicates
+    learning_rate : float
+    eps : float
+        Added to the root of the second moment.
+    """
+
+    def __init__(self, nets: Replicates, learning_rate: float, eps: float = 1e-8):
+        self.nets, self.learning_rate, self.eps = nets, learning_rate, eps
+        self.first, self.second = torch.zeros_like(nets.flat), torch.zeros_like(nets.flat)
+        self.count = torch.zeros((), device=nets.flat.device)
+
+    @torch.no_grad()
+    def step(self, active: Tensor | None = None) -> None:
+        """Make a step from the gradients in the buffer.
+
+        Parameters
+        ----------
+        active : (G,) bool or None for all
+            The copies that move; the others keep parameters and moments, only the count of steps is
+            common.
         """
-        if active.all():
-            optimizer.step()
+        kept = [self.nets.flat, self.first, self.second]
+        still = active is not None and not active.all()
+        before = [x.clone() for x in kept] if still else []
+        flat, first, second = kept
+        assert flat.grad is not None
+        adam(
+            [flat],
+            [flat.grad],
+            [first],
+            [second],
+            [],
+            [self.count],
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self.learning_rate,
+            weight_decay=0.0,
+            eps=self.eps,
+            maximize=False,
+        )
+        if active is None or not before:
             return
-        kept = [self.flat, *(m for m in optimizer.state[self.flat].values() if m.dim())]
-        before = [x.detach().clone() for x in kept]
-        optimizer.step()
         for x, old in zip(kept, before, strict=True):
-            for new_view, old_view in zip(
-                self.views(x).values(), self.views(old).values(), strict=True
-            ):
+            views = self.nets.views(x).values(), self.nets.views(old).values()
+            for new_view, old_view in zip(*views, strict=True):
                 new_view[~active] = old_view[~active]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return moments and count of steps."""
+        return {name: getattr(self, name).clone() for name in ("first", "second", "count")}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        for name, value in state.items():
+            getattr(self, name).copy_(value)

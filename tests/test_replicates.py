@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from marl_lib.replicates import Replicates
+from marl_lib.replicates import Adam, Replicates
 
 
 class Net(nn.Module):
@@ -114,7 +116,7 @@ def test_the_buffer_is_the_parameters() -> None:
     """One optimiser over the buffer moves every copy as an optimiser of its own would."""
     nets = Replicates(Net, [0, 1, 2])
     modules = alone(nets)
-    optimiser = torch.optim.Adam([nets.flat], lr=1e-2)
+    optimiser = Adam(nets, 1e-2)
     own = [torch.optim.Adam(m.parameters(), lr=1e-2) for m in modules]
     target = nets.flat.clone()
     generator = torch.Generator().manual_seed(0)
@@ -137,3 +139,52 @@ def test_the_buffer_is_the_parameters() -> None:
 def test_a_module_with_buffers_is_refused() -> None:
     with pytest.raises(ValueError, match="buffers cannot be replicated"):
         Replicates(lambda: nn.BatchNorm1d(3), [0, 1])
+
+
+def test_adam_equals_torch_s() -> None:
+    nets = Replicates(Net, [0, 1])
+    theirs = nets.flat.detach().clone().requires_grad_()
+    ours, reference = Adam(nets, 3e-3, eps=1e-5), torch.optim.Adam([theirs], lr=3e-3, eps=1e-5)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(20):
+        assert nets.flat.grad is not None
+        nets.flat.grad.copy_(torch.randn(len(theirs), generator=generator) * 10.0 ** (step % 3))
+        theirs.grad = nets.flat.grad.clone()
+        if step == 10:  # kept and taken up again
+            state = ours.state_dict()
+            ours = Adam(nets, 0.0, eps=1e-5)
+            ours.load_state_dict(state)
+            ours.learning_rate = reference.param_groups[0]["lr"] = 1e-3
+        ours.step()
+        reference.step()
+        torch.testing.assert_close(nets.flat, theirs, rtol=0, atol=1e-7)
+
+
+def test_adam_leaves_alone_what_is_not_active() -> None:
+    nets = Replicates(Net, [0, 1, 2])
+    optimiser = Adam(nets, 1e-2)
+    assert nets.flat.grad is not None
+    nets.flat.grad.fill_(1.0)
+    optimiser.step()
+    before = [nets.flat.detach().clone(), optimiser.first.clone(), optimiser.second.clone()]
+    optimiser.step(torch.tensor([True, False, True]))
+    for now, old in zip((nets.flat, optimiser.first, optimiser.second), before, strict=True):
+        moved = nets.views(now), nets.views(old)
+        for name in nets.params:
+            new, was = moved[0][name], moved[1][name]
+            assert torch.equal(new[1], was[1]), name
+            assert (new[[0, 2]] != was[[0, 2]]).all(), name
+
+
+def test_training_does_not_wait_for_a_compiler() -> None:
+    """Loading it takes a second; ``torch.optim``'s classes do so on their first call."""
+    code = """
+import sys, torch
+from marl_lib.replicates import Adam, Replicates
+nets = Replicates(lambda: torch.nn.Linear(2, 1), [0, 1])
+nets.backward(nets(torch.ones(2, 3, 2)).square().mean((1, 2)), 0.5)
+Adam(nets, 1e-3).step()
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -7,7 +7,6 @@ its own action values and treats the others as part of the world (Tan 1993).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.nn.functional import smooth_l1_loss
 
 from marl_lib.config import require
 from marl_lib.replay import Replay
-from marl_lib.replicates import Replicates
+from marl_lib.replicates import Adam, Replicates
 from marl_lib.seeding import RandomStreams
 
 
@@ -201,7 +200,7 @@ class DQN:
 
         self.net = Replicates(make, seeds, 1 if self.one_network else n_agents, device)
         self.target = self.net.flat.clone()
-        self.optimizer = torch.optim.Adam([self.net.flat], lr=c.learning_rate, fused=True)
+        self.optimizer = Adam(self.net, c.learning_rate)
         self.replay = self._make_replay(obs_dim)
         self.streams = RandomStreams(seeds, num_envs, "explore")
         self.steps = 0  # environment steps of one replicate
@@ -333,7 +332,7 @@ class DQN:
         return {
             "parameters": self.net.flat.clone(),
             "target": self.target.clone(),
-            "optimizer": deepcopy(self.optimizer.state_dict()),  # else it would go on changing
+            "optimizer": self.optimizer.state_dict(),
             "streams": {k: torch.from_numpy(v) for k, v in self.streams.state_dict().items()},
             "steps": self.steps,
             "updates": self.updates,
@@ -344,7 +343,7 @@ class DQN:
         """Go on exactly where the learner that wrote ``state`` stood."""
         self.net.flat.copy_(state["parameters"])
         self.target.copy_(state["target"])
-        self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
+        self.optimizer.load_state_dict(state["optimizer"])
         self.streams.load_state_dict({k: v.numpy() for k, v in state["streams"].items()})
         self.steps, self.updates = state["steps"], state["updates"]
         self.replay.load_state_dict(state["replay"])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,7 +26,7 @@ from marl_lib.nn.attention import (
 )
 from marl_lib.nn.distributions import Categorical, DiagonalGaussian, Distribution
 from marl_lib.nn.normalization import RunningNorm
-from marl_lib.replicates import Replicates
+from marl_lib.replicates import Adam, Replicates
 from marl_lib.seeding import RandomStreams
 
 POOLINGS = ("queries", "first", "last", "attention", "mean")
@@ -134,6 +133,7 @@ class AttentionPPOConfig(PPOConfig):
     Other parameters are those of :class:`PPOConfig`; ``hidden`` are the layers after the pooling.
     """
 
+    learning_rate: float = 7e-4
     d_model: int = 32
     n_heads: int = 4
     n_layers: int = 1
@@ -437,12 +437,9 @@ class PPO:
         self.dropout = getattr(c, "dropout", 0.0) > 0
         for net in (self.actor, self.critic):
             net.train(False)
-        self.optimizers = [
-            torch.optim.Adam([net.flat], lr=c.learning_rate, eps=1e-5, fused=True)
-            for net in (self.actor, self.critic)
-        ]
-        flags = range(0, obs_dim, 1 + tokens.size) if tokens is not None else ()
-        self.norm = RunningNorm(len(self.seeds), obs_dim, flags, device=device)
+        nets = (self.actor, self.critic)
+        self.optimizers = [Adam(net, c.learning_rate, eps=1e-5) for net in nets]
+        self.norm = RunningNorm(len(self.seeds), obs_dim, tokens, device=device)
         self.scale = RewardScale(len(self.seeds), num_envs, c.gamma, self.device)
         self.streams = RandomStreams(self.seeds, num_envs, "act")
         self.shuffle = RandomStreams(self.seeds, 1, "shuffle")
@@ -651,7 +648,7 @@ class PPO:
             begun = self.steps - c.rollout * self.num_envs  # when this rollout was begun
             left = max(1 - begun / self.total_steps, 0.0)
         for optimizer in self.optimizers:
-            optimizer.param_groups[0]["lr"] = c.learning_rate * left
+            optimizer.learning_rate = c.learning_rate * left
         active = torch.ones(len(self.seeds), dtype=torch.bool, device=self.device)
         seen = []
         for _ in range(c.epochs):
@@ -687,8 +684,8 @@ class PPO:
             net.zero_grad()
         (actor_loss + found["value_loss"]).sum().backward()
         norms = [net.clip_gradient(self.config.max_grad_norm) for net in nets]
-        for net, optimizer in zip(nets, self.optimizers, strict=True):
-            net.step(optimizer, active)
+        for optimizer in self.optimizers:
+            optimizer.step(active)
         found["grad_norm"] = torch.stack(norms).norm(dim=0)
         return {name: value.detach() for name, value in found.items()}
 
@@ -700,7 +697,7 @@ class PPO:
         return {
             "actor": self.actor.flat.clone(),
             "critic": self.critic.flat.clone(),
-            "optimizers": [deepcopy(o.state_dict()) for o in self.optimizers],
+            "optimizers": [o.state_dict() for o in self.optimizers],
             "norm": self.norm.state_dict(),
             "scale": {**self.scale.norm.state_dict(), "total": self.scale.total.clone()},
             "streams": {
@@ -716,7 +713,7 @@ class PPO:
         self.actor.flat.copy_(state["actor"])
         self.critic.flat.copy_(state["critic"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(deepcopy(kept))
+            optimizer.load_state_dict(kept)
         self.norm.load_state_dict(state["norm"])
         scale = dict(state["scale"])
         self.scale.total.copy_(scale.pop("total"))

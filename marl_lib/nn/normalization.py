@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
+
+from marl_lib.envs.base import Tokens
 
 
 class RunningNorm:
@@ -16,8 +16,10 @@ class RunningNorm:
     replicates : int
     size : int
         Length D of what is normalised.
-    skip : sequence of int
-        Entries that are left as they are, such as flags that a mask is read from.
+    tokens : Tokens or None
+        If D is made of tokens, the statistics are those of a token's numbers, taken over all tokens
+        that are there, wherever they stand: the order of a set changes nothing, and padding stays
+        zero and does not count.
     clip : float
         What is normalised is clipped to ± this.
 
@@ -31,33 +33,49 @@ class RunningNorm:
         self,
         replicates: int,
         size: int,
-        skip: Sequence[int] = (),
+        tokens: Tokens | None = None,
         clip: float = 10.0,
         device: torch.device | str = "cpu",
     ):
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
-        self.mean = torch.zeros(replicates, size, device=device)
-        self.square = torch.zeros(replicates, size, device=device)  # sum of squared deviations
-        self.scale = torch.ones(replicates, size, device=device)  # 1 / standard deviation
-        self.skip, self.clip = list(skip), clip
+        shape = (replicates, size if tokens is None else tokens.size)
+        self.count = torch.zeros(replicates, 1, dtype=torch.float64, device=device)
+        self.mean = torch.zeros(shape, device=device)
+        self.square = torch.zeros(shape, device=device)  # sum of squared deviations
+        self.scale = torch.ones(shape, device=device)  # 1 / standard deviation
+        self.tokens, self.clip = tokens, clip
 
     def update(self, x: Tensor) -> None:
         """Take in a batch (R, n, D)."""
-        n, before = x.shape[1], self.count.clone()
-        mean = x.mean(1)  # (R, D)
-        square = (x - mean.unsqueeze(1)).square().sum(1)
+        if self.tokens is None:
+            there = torch.ones_like(x[..., :1])  # (R, n, 1)
+        else:
+            x = self._blocks(x).flatten(1, 2)  # (R, n × tokens, 1 + size)
+            there, x = x[..., :1], x[..., 1:]
+        n = there.sum(1).double()  # (R, 1)
+        mean = (x * there).sum(1) / n.clamp(min=1).float()
+        square = ((x - mean.unsqueeze(1)) * there).square().sum(1)
+        before = self.count.clone()
         self.count += n
-        share, delta = (n / self.count).float(), mean - self.mean
+        total = self.count.clamp(min=1)
+        share, delta = (n / total).float(), mean - self.mean
         self.mean += delta * share
         self.square += square + delta.square() * (before.float() * share)
-        variance = self.square / self.count.float()
-        self.scale = (variance + 1e-8).rsqrt()
-        self.mean[:, self.skip], self.scale[:, self.skip] = 0.0, 1.0
+        self.scale = (self.square / total.float() + 1e-8).rsqrt()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x (R, n, D) with mean 0 and standard deviation 1, clipped."""
-        x = (x - self.mean.unsqueeze(1)) * self.scale.unsqueeze(1)
-        return x.clamp_(-self.clip, self.clip)
+        mean, scale = self.mean.unsqueeze(1), self.scale.unsqueeze(1)
+        if self.tokens is None:
+            return ((x - mean) * scale).clamp_(-self.clip, self.clip)
+        x = self._blocks(x)
+        there, x = x[..., :1], x[..., 1:]
+        x = ((x - mean.unsqueeze(1)) * scale.unsqueeze(1)).clamp_(-self.clip, self.clip)
+        return torch.cat([there, x * there], dim=-1).flatten(-2)
+
+    def _blocks(self, x: Tensor) -> Tensor:
+        """Return (R, n, D) as (R, n, tokens, 1 + size), the flag first."""
+        assert self.tokens is not None
+        return x.unflatten(-1, (self.tokens.count, 1 + self.tokens.size))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the statistics."""

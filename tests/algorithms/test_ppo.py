@@ -465,7 +465,7 @@ def test_annealing_goes_down_to_zero() -> None:
     for i in range(5):  # of 20 steps each
         feed(ppo, 5, seed=i)
         ppo.update()
-        rates.append([o.param_groups[0]["lr"] for o in ppo.optimizers])
+        rates.append([o.learning_rate for o in ppo.optimizers])
     left = np.array([1.0, 0.8, 0.6, 0.4, 0.2])
     np.testing.assert_allclose(rates, 0.01 * left[:, None].repeat(2, 1))
     np.testing.assert_allclose(clips[::4], 0.2 * left)
@@ -480,7 +480,7 @@ def test_without_a_total_or_without_annealing_the_rate_stays() -> None:
         for _ in range(3):
             feed(ppo, 5)
             ppo.update()
-        assert ppo.optimizers[0].param_groups[0]["lr"] == ppo.config.learning_rate
+        assert ppo.optimizers[0].learning_rate == ppo.config.learning_rate
 
 
 def test_gradients_are_clipped_by_each_network_s_own_norm() -> None:
@@ -488,13 +488,13 @@ def test_gradients_are_clipped_by_each_network_s_own_norm() -> None:
     batch = ppo.prepare()
     batch["returns"][1] *= 1e4  # one critic is far off; nobody else is held back by it
     norms = []
-    for net in (ppo.actor, ppo.critic):
-        step = net.step
-        net.step = lambda o, a, n=net, s=step: (  # type: ignore
+    for optimizer in ppo.optimizers:
+        step = optimizer.step
+        optimizer.step = lambda a, n=optimizer.nets, s=step: (  # type: ignore
             norms.append(
                 [torch.cat([g[r].flatten() for g in n.grads.values()]).norm() for r in (0, 1)]
             ),
-            s(o, a),
+            s(a),
         )
     free = full(max_grad_norm=1e9)
     ppo._step(batch, 0.2, torch.tensor([True, True]))
@@ -512,7 +512,7 @@ def test_gradients_are_clipped_by_each_network_s_own_norm() -> None:
 
 
 def test_running_norm_equals_numpy() -> None:
-    rng, norm = np.random.default_rng(0), RunningNorm(2, 3, skip=[1], clip=3.0)
+    rng, norm = np.random.default_rng(0), RunningNorm(2, 3, clip=3.0)
     x = rng.normal([1.0, 0.5, -300.0], [2.0, 1.0, 40.0], size=(2, 500, 3)).astype(np.float32)
     some = torch.from_numpy(x[:, :7])
     torch.testing.assert_close(norm(some), some.clamp(-3, 3))  # nothing seen, nothing changed
@@ -521,12 +521,37 @@ def test_running_norm_equals_numpy() -> None:
         seen = x[:, :end].astype(np.float64)
         if end > 1:
             expected = (seen - seen.mean(1, keepdims=True)) / seen.std(1, keepdims=True)
-            expected[..., 1] = seen[..., 1]  # left as it is, but for the clip
             found = norm(torch.from_numpy(x[:, :end])).numpy()
             np.testing.assert_allclose(found, expected.clip(-3, 3), atol=2e-3)
-    other = RunningNorm(2, 3, skip=[1], clip=3.0)
+    other = RunningNorm(2, 3, clip=3.0)
     other.load_state_dict(norm.state_dict())
     assert torch.equal(other(some), norm(some))
+
+
+def test_tokens_are_normalised_wherever_they_stand() -> None:
+    rng, tokens = np.random.default_rng(0), Tokens(count=4, size=2, ordered=False)
+    x = rng.normal([1.0, -30.0], [2.0, 5.0], size=(2, 200, 4, 2)).astype(np.float32)
+    there = rng.random((2, 200, 4, 1)) < 0.6
+    there[1, :50] = False  # a replicate may see nothing at all at first
+    obs = np.concatenate([there, x * there], -1).astype(np.float32)
+    flat = torch.from_numpy(obs).flatten(2)
+    norm = RunningNorm(2, 12, tokens)
+    for start, end in ((0, 50), (50, 51), (51, 200)):
+        norm.update(flat[:, start:end])
+    found = norm(flat).numpy().reshape(2, 200, 4, 3)
+    np.testing.assert_array_equal(found[..., 0], there[..., 0])
+    assert not found[..., 1:][~there[..., 0]].any()  # padding stays zero
+    for r in range(2):
+        seen = x[r][there[r, ..., 0]]
+        expected = (seen - seen.mean(0)) / seen.std(0)
+        np.testing.assert_allclose(found[r, ..., 1:][there[r, ..., 0]], expected, atol=1e-3)
+    # Tokens shuffled within every observation: the same statistics, the same tokens.
+    order = rng.random((2, 200, 4)).argsort(-1)[..., None]
+    shuffled = torch.from_numpy(np.take_along_axis(obs, order, 2)).flatten(2)
+    other = RunningNorm(2, 12, tokens)
+    other.update(shuffled)
+    expected = np.take_along_axis(found, order, 2)
+    np.testing.assert_allclose(other(shuffled).numpy().reshape(expected.shape), expected, atol=1e-5)
 
 
 def test_reward_scale_equals_a_slow_one() -> None:
@@ -548,9 +573,9 @@ def test_statistics_of_observations_change_after_learning_and_never_in_between()
     """Else the ratio would compare two policies on two different inputs."""
     ppo = learner()
     feed(ppo, 5)
-    assert ppo.norm.count == 0
+    assert not ppo.norm.count.any()
     ppo.update()
-    assert ppo.norm.count == 5 * 4
+    assert (ppo.norm.count == 5 * 4).all()
     kept = ppo.norm.mean.clone()
     feed(ppo, 4)
     ppo.policy()(random_obs("features", (6, 1)), {})

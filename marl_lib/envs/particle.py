@@ -1,0 +1,633 @@
+"""Particle worlds (Mordatch, Abbeel 2018; Lowe et al. 2017), stepped as batches.
+
+Discs with mass are pushed about on a plane, bump into each other, and some of them speak. The
+dynamics, rewards and observations are those of the package mpe2; only the continuous action is
+simpler, see :class:`BatchedParticles`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from marl_lib.config import choice, require
+from marl_lib.envs.base import BatchedParallelEnv, PettingZooFace
+from marl_lib.envs.draw import PALETTE, Canvas
+
+PAPER, SQUARE, INK = (250, 249, 245), (238, 236, 228), PALETTE["black"]
+PUSHES = np.array([[0.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
+DT, DAMPING, CONTACT_FORCE, CONTACT_MARGIN = 0.1, 0.25, 100.0, 1e-3
+
+
+@dataclass(frozen=True)
+class Bodies:
+    """What acts and what stands about: M actors first, then landmarks, E bodies in all.
+
+    Parameters
+    ----------
+    radius, collides : (E,) arrays
+        Bodies that collide push each other away when they overlap.
+    strength : (M,) array
+        Force of a full push; 0 for an actor that cannot move.
+    max_speed : (M,) array
+        inf for none.
+    """
+
+    radius: np.ndarray
+    collides: np.ndarray
+    strength: np.ndarray
+    max_speed: np.ndarray
+
+
+class BatchedParticles(BatchedParallelEnv):
+    """B planes with M actors each; a subclass says what is on them and what it is for.
+
+    The first N of the actors are agents, the others follow a rule of the world.
+
+    A discrete action is nothing, left, right, down or up (0 to 4), and where agents also speak,
+    word k comes with the actions 5 k to 5 k + 4. A continuous one is a push (x, y) in [-1, 1]² and,
+    for each word, a loudness in [0, 1]. All have mass 1. In a step of 0.1 s an agent first moves by
+    its velocity, then loses a quarter of it, then gains force × 0.1 s.
+
+    Parameters
+    ----------
+    num_envs : int
+    bodies : Bodies
+    n_agents, obs_dim : int
+    words : int
+        That the agents can say, 0 for a world without speech.
+    choices : int
+        Discrete actions.
+    continuous : bool
+    max_steps : int
+    autoreset : bool
+    """
+
+    state_arrays: tuple[str, ...] = ("position", "velocity", "said")
+
+    def __init__(
+        self,
+        num_envs: int,
+        bodies: Bodies,
+        n_agents: int,
+        obs_dim: int,
+        words: int,
+        choices: int,
+        continuous: bool,
+        max_steps: int,
+        autoreset: bool = True,
+    ):
+        self.words, self.bodies = words, bodies
+        self.actors = m = len(bodies.strength)
+        space: spaces.Discrete | spaces.Box = spaces.Discrete(choices)
+        if continuous:
+            low = np.r_[-np.ones(2), np.zeros(words)].astype(np.float32)
+            space = spaces.Box(low, np.ones(2 + words, np.float32))
+        super().__init__(num_envs, n_agents, obs_dim, space, max_steps, autoreset)
+        self.continuous = continuous
+        self.position = np.zeros((num_envs, len(bodies.radius), 2))
+        self.velocity = np.zeros((num_envs, m, 2))
+        self.said = np.zeros((num_envs, n_agents, words))
+        touch = bodies.radius[:m, None] + bodies.radius  # (M, E)
+        both = bodies.collides[:m, None] & bodies.collides
+        np.fill_diagonal(both, False)
+        self._touch = np.where(both, touch, -np.inf)
+        self._others = np.array([[j for j in range(m) if j != i] for i in range(n_agents)], int)
+        self._limits = bool(np.isfinite(bodies.max_speed).any())
+
+    def _rewards(self) -> np.ndarray:
+        """Return the reward of every agent for the state that a step led to, (B, N)."""
+        raise NotImplementedError
+
+    def _by_rule(self) -> np.ndarray:
+        """Return the pushes of the actors that are no agents, (B, M - N, 2)."""
+        return np.zeros((self.num_envs, self.actors - self.n_agents, 2))
+
+    def _decode(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return pushes (B, N, 2) and words (B, N, words)."""
+        if self.continuous:
+            return action[..., :2], action[..., 2:]
+        words = np.arange(self.words) == (action // 5)[..., None]
+        return PUSHES[action % 5], words
+
+    def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        push, self.said[:] = self._decode(action)
+        if self.actors > self.n_agents:
+            push = np.concatenate([push, self._by_rule()], axis=1)
+        force = push * self.bodies.strength[:, None]
+        force += self._contact()
+        moves = (self.bodies.strength > 0)[:, None]
+        self.position[:, : self.actors] += self.velocity * DT * moves
+        self.velocity *= 1 - DAMPING
+        self.velocity += force * DT * moves
+        if self._limits:
+            speed = np.linalg.norm(self.velocity, axis=-1, keepdims=True)
+            self.velocity *= np.minimum(1, self.bodies.max_speed[:, None] / np.maximum(speed, 1e-9))
+        return self._rewards().astype(np.float32), np.zeros(self.num_envs, bool)
+
+    def _contact(self) -> np.ndarray:
+        """Return the forces with which bodies that overlap push the actors apart, (B, M, 2).
+
+        100 × overlap, with a soft beginning over a margin of a thousandth; where bodies are 40
+        margins apart the force is below what a float can hold beside the others.
+        """
+        m = self.actors
+        delta = self.position[:, :m, None] - self.position[:, None]  # (B, M, E, 2)
+        distance = np.sqrt(np.einsum("bmed,bmed->bme", delta, delta))
+        b, i, j = np.nonzero(distance < self._touch + 40 * CONTACT_MARGIN)
+        apart = distance[b, i, j]
+        overlap = np.logaddexp(0, (self._touch[i, j] - apart) / CONTACT_MARGIN) * CONTACT_MARGIN
+        push = delta[b, i, j] * (CONTACT_FORCE * overlap / apart)[:, None]
+        force = np.zeros((self.num_envs * m, 2))
+        np.add.at(force, b * m + i, push)
+        return force.reshape(self.num_envs, m, 2)
+
+    # What observations are made of, for the rows asked for ----------------------------------------
+
+    def _landmarks(self, rows: np.ndarray | slice) -> np.ndarray:
+        """Return landmarks as each agent sees them, (rows, N, landmarks × 2)."""
+        position = self.position[rows]
+        return _flat(position[:, None, self.actors :] - position[:, : self.n_agents, None])
+
+    def _team(self, rows: np.ndarray | slice) -> np.ndarray:
+        """Return the other actors as each agent sees them, (rows, N, (M - 1) × 2)."""
+        position = self.position[rows]
+        return _flat(position[:, self._others] - position[:, : self.n_agents, None])
+
+    def _touching(self, first: slice, second: slice) -> np.ndarray:
+        """Return whether actors of one kind overlap with actors of another, (B, first, second)."""
+        a, b = self.position[:, first], self.position[:, second]
+        radius = self.bodies.radius
+        reach = radius[first, None] + radius[second]
+        delta = a[:, :, None] - b[:, None]
+        return np.einsum("bijd,bijd->bij", delta, delta) < reach**2
+
+    def set_state(self, position: np.ndarray, velocity: np.ndarray) -> np.ndarray:
+        """Place all bodies: positions (B, E, 2), velocities (B, M, 2); return the observations."""
+        if self.streams is None:
+            raise RuntimeError("call reset() before set_state()")
+        self.position[:], self.velocity[:] = position, velocity
+        return self._observe(slice(None))
+
+    def _scatter(self, rows: np.ndarray, spread: float = 1.0) -> None:
+        """Put the bodies of new episodes anywhere in [-1, 1]², landmarks in spread × that."""
+        assert self.streams is not None
+        count = 2 * self.position.shape[1]
+        place = 2 * self.streams.uniform(count, rows) - 1
+        self.position[rows] = place.reshape(len(rows), -1, 2)
+        self.position[rows, self.actors :] *= spread
+        self.velocity[rows] = 0.0
+        self.said[rows] = 0.0
+
+    # Pictures -------------------------------------------------------------------------------------
+
+    def _colours(self, index: int) -> list[tuple[int, int, int]]:
+        """Return the colour of every body of one environment."""
+        landmarks = self.position.shape[1] - self.actors
+        return [PALETTE["blue"]] * self.actors + [INK] * landmarks
+
+    def render_rgb(self, index: int = 0) -> np.ndarray:
+        """Return a picture of environment ``index``, (280, 280, 3) uint8."""
+        size, position = 280, self.position[index]
+        widest = max(1.3, float(np.abs(position).max()) + 0.1)  # agents may leave the square
+        scale = size / (2 * widest)
+        canvas = Canvas(size, size, PAPER)
+        corner = size / 2 - scale
+        canvas.rectangle((corner, corner), 2 * scale, 2 * scale, SQUARE)
+        colours = self._colours(index)
+        order = [*range(self.actors, len(position)), *range(self.actors)]  # actors on top
+        for k in order:
+            at = (size / 2 + scale * position[k, 0], size / 2 - scale * position[k, 1])
+            canvas.disc(at, max(scale * self.bodies.radius[k], 3.0), colours[k])
+            if k < self.n_agents and self.words and self.said[index, k].any():
+                word = chr(ord("A") + int(self.said[index, k].argmax()))
+                canvas.text((at[0], at[1] - 16), word, 14, INK)
+        return canvas.image()
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    """Return (rows, N, k, d) as (rows, N, k d)."""
+    return x.reshape(*x.shape[:2], -1)
+
+
+def _check(config: Any, **least: int) -> None:
+    """Refuse counts that are too small."""
+    for name, value in {"max_steps": 1, **least}.items():
+        require(getattr(config, name) >= value, name, getattr(config, name), f"at least {value}")
+    ratio = getattr(config, "local_ratio", 0.0)
+    require(0 <= ratio <= 1, "local_ratio", ratio, "in [0, 1]")
+
+
+# Cooperative navigation ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CooperativeNavigationConfig:
+    """Options of cooperative navigation.
+
+    Parameters
+    ----------
+    n_agents : int
+        As many as landmarks.
+    local_ratio : float
+        Share of an agent's own reward (-1 for each collision) against the common one.
+    continuous : bool
+    max_steps : int
+    """
+
+    n_agents: int = 3
+    local_ratio: float = 0.0
+    continuous: bool = False
+    max_steps: int = 25
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        _check(self, n_agents=1)
+
+
+class BatchedCooperativeNavigation(BatchedParticles):
+    """Cover all landmarks, each by somebody: mpe2's simple_spread.
+
+    Each agent is paid minus the sum over landmarks of the distance to the nearest agent. An
+    observation is (velocity, position, landmarks, other agents, 2 (N - 1) zeros in the place of
+    what nobody says), 6 N numbers, all positions but its own relative to it.
+
+    Parameters
+    ----------
+    num_envs : int
+    autoreset : bool
+    options : fields of :class:`CooperativeNavigationConfig`
+    """
+
+    def __init__(self, num_envs: int, autoreset: bool = True, **options: Any):
+        self.config = c = CooperativeNavigationConfig(**options)
+        n = c.n_agents
+        bodies = Bodies(
+            radius=np.r_[np.full(n, 0.15), np.full(n, 0.05)],
+            collides=np.arange(2 * n) < n,
+            strength=np.full(n, 5.0),
+            max_speed=np.full(n, np.inf),
+        )
+        super().__init__(num_envs, bodies, n, 6 * n, 0, 5, c.continuous, c.max_steps, autoreset)
+
+    def _start(self, rows: np.ndarray) -> None:
+        self._scatter(rows)
+
+    def _observe(self, rows: np.ndarray | slice) -> np.ndarray:
+        n, velocity = self.n_agents, self.velocity[rows]
+        out = np.zeros((len(velocity), n, 6 * n), np.float32)
+        out[..., :2], out[..., 2:4] = velocity, self.position[rows, :n]
+        out[..., 4 : 4 + 2 * n] = self._landmarks(rows)
+        out[..., 4 + 2 * n : 2 + 4 * n] = self._team(rows)
+        return out
+
+    def distances(self) -> np.ndarray:
+        """Return how far each agent is from each landmark, (B, N, N)."""
+        n = self.n_agents
+        delta = self.position[:, :n, None] - self.position[:, None, n:]
+        return np.sqrt(np.einsum("bned,bned->bne", delta, delta))
+
+    def _rewards(self) -> np.ndarray:
+        near = self.distances().min(1)  # (B, landmarks)
+        ratio, common = self.config.local_ratio, -near.sum(1, keepdims=True)
+        if ratio == 0:
+            return np.broadcast_to(common, (self.num_envs, self.n_agents))
+        team = slice(0, self.n_agents)
+        hits = self._touching(team, team).sum(2) - 1  # not with oneself
+        return (1 - ratio) * common - ratio * hits
+
+    def _info(self) -> dict[str, Any]:
+        covered = self.distances().min(1) < 0.15  # within an agent's radius
+        return {"episode_metrics": {"covered": covered.mean(1)}}
+
+
+# Predators and prey -------------------------------------------------------------------------------
+
+
+PREY = ("agent", "flees")
+
+
+@dataclass(frozen=True)
+class PredatorPreyConfig:
+    """Options of predators and prey.
+
+    Parameters
+    ----------
+    n_predators, n_prey, n_obstacles : int
+    prey : {"agent", "flees"}
+        Prey that acts like any agent, the last of them, or that runs away by a rule
+        (:meth:`BatchedPredatorPrey.flee`), so that the predators are a team of their own.
+    continuous : bool
+    max_steps : int
+    """
+
+    n_predators: int = 3
+    n_prey: int = 1
+    n_obstacles: int = 2
+    prey: str = "agent"
+    continuous: bool = False
+    max_steps: int = 25
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        _check(self, n_predators=1, n_prey=1, n_obstacles=0)
+        choice("prey", self.prey, PREY)
+
+
+class BatchedPredatorPrey(BatchedParticles):
+    """Slow predators hunt faster prey around obstacles: mpe2's simple_tag.
+
+    Each predator is paid 10 for every pair of predator and prey that touch, each prey loses 10 for
+    every predator that touches it, and more the further it leaves the square. An observation is
+    (velocity, position, obstacles, other actors, velocities of the other prey), all positions but
+    its own relative to it; a prey's has one velocity less and ends in two zeros.
+
+    Parameters
+    ----------
+    num_envs : int
+    autoreset : bool
+    options : fields of :class:`PredatorPreyConfig`
+    """
+
+    state_arrays = (*BatchedParticles.state_arrays, "touches")
+
+    def __init__(self, num_envs: int, autoreset: bool = True, **options: Any):
+        self.config = c = PredatorPreyConfig(**options)
+        p, q, o = c.n_predators, c.n_prey, c.n_obstacles
+        kinds = np.repeat([0, 1], [p, q])
+        bodies = Bodies(
+            radius=np.repeat([0.075, 0.05, 0.2], [p, q, o]),
+            collides=np.ones(p + q + o, bool),
+            strength=np.array([3.0, 4.0])[kinds],
+            max_speed=np.array([1.0, 1.3])[kinds],
+        )
+        size = 4 + 2 * o + 2 * (p + q - 1) + 2 * q
+        agents = p + q if c.prey == "agent" else p
+        super().__init__(num_envs, bodies, agents, size, 0, 5, c.continuous, c.max_steps, autoreset)
+        self.predators, self.prey = slice(0, p), slice(p, p + q)
+        self.touches = np.zeros(num_envs)  # of the episode so far
+
+    def _start(self, rows: np.ndarray) -> None:
+        self._scatter(rows, spread=0.9)
+        self.touches[rows] = 0.0
+
+    def _observe(self, rows: np.ndarray | slice) -> np.ndarray:
+        c, n, m = self.config, self.n_agents, self.actors
+        position, velocity = self.position[rows], self.velocity[rows]
+        out = np.zeros((len(position), n, self.obs_dim), np.float32)
+        out[..., :2], out[..., 2:4] = velocity[:, :n], position[:, :n]
+        near, far = 4 + 2 * c.n_obstacles, 4 + 2 * c.n_obstacles + 2 * (m - 1)
+        out[..., 4:near], out[..., near:far] = self._landmarks(rows), self._team(rows)
+        fast = velocity[:, self.prey]  # (rows, prey, 2)
+        out[:, self.predators, far:] = fast.reshape(len(fast), 1, -1)
+        if n == m:
+            others = self._others[c.n_predators :, c.n_predators :]  # other prey, each prey's
+            out[:, self.prey, far : self.obs_dim - 2] = _flat(velocity[:, others])
+        return out
+
+    def _rewards(self) -> np.ndarray:
+        caught = self._touching(self.predators, self.prey)  # (B, P, Q)
+        self.touches += caught.sum((1, 2))
+        out = np.repeat(10.0 * caught.sum((1, 2))[:, None], self.n_agents, axis=1)
+        if self.n_agents == self.actors:
+            out[:, self.prey] = -10.0 * caught.sum(1)
+            away = np.abs(self.position[:, self.prey])
+            far = np.minimum(np.exp(2 * away - 2), 10)
+            out[:, self.prey] -= np.where(away < 1, 10 * np.maximum(away - 0.9, 0), far).sum(-1)
+        return out
+
+    def _info(self) -> dict[str, Any]:
+        return {"episode_metrics": {"touches": self.touches.copy()}}
+
+    def flee(self) -> np.ndarray:
+        """Return pushes (B, prey, 2): away from predators, the nearer the more, and from edges."""
+        away = self.position[:, self.prey, None] - self.position[:, None, self.predators]
+        distance = np.linalg.norm(away, axis=-1, keepdims=True)
+        at = self.position[:, self.prey]
+        push = (away / np.maximum(distance, 0.05) ** 3).sum(2) - 8 * at * np.abs(at) ** 7
+        if self.continuous:
+            return push / np.maximum(np.linalg.norm(push, axis=-1, keepdims=True), 1)
+        along = np.abs(push) == np.abs(push).max(-1, keepdims=True)
+        return np.sign(push) * along
+
+    _by_rule = flee
+
+
+# Speech -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SpeakerListenerConfig:
+    """Options of speaker and listener.
+
+    Parameters
+    ----------
+    continuous : bool
+    max_steps : int
+    """
+
+    continuous: bool = False
+    max_steps: int = 25
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        _check(self)
+
+
+class BatchedSpeakerListener(BatchedParticles):
+    """One knows where to go and cannot move, the other can: mpe2's simple_speaker_listener.
+
+    The speaker (agent 0) sees the colour of the goal, one of three landmarks, and says one of three
+    words; its discrete actions 0 to 2 are the words, 3 and 4 say nothing. The listener (agent 1)
+    sees (velocity, landmarks, word). Both are paid minus its squared distance to the goal. The
+    speaker's observation is filled up with zeros to the length of the listener's, 11.
+
+    Parameters
+    ----------
+    num_envs : int
+    autoreset : bool
+    options : fields of :class:`SpeakerListenerConfig`
+    """
+
+    state_arrays = (*BatchedParticles.state_arrays, "goal")
+    colours = 0.15 + 0.5 * np.eye(3)  # of the landmarks, red, green, blue
+
+    def __init__(self, num_envs: int, autoreset: bool = True, **options: Any):
+        self.config = c = SpeakerListenerConfig(**options)
+        bodies = Bodies(
+            radius=np.repeat([0.075, 0.04], [2, 3]),
+            collides=np.zeros(5, bool),
+            strength=np.array([0.0, 5.0]),
+            max_speed=np.full(2, np.inf),
+        )
+        super().__init__(num_envs, bodies, 2, 11, 3, 5, c.continuous, c.max_steps, autoreset)
+        self.goal = np.zeros(num_envs, np.int64)  # a landmark
+
+    def _start(self, rows: np.ndarray) -> None:
+        assert self.streams is not None
+        self._scatter(rows)
+        self.goal[rows] = self.streams.integers(3, 1, rows)[:, 0]
+
+    def _decode(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self.continuous:
+            push, words = super()._decode(action)
+        else:
+            push, words = PUSHES[action], np.arange(3) == action[..., None]
+        return push, words * np.array([[1], [0]])  # the listener is silent
+
+    def _observe(self, rows: np.ndarray | slice) -> np.ndarray:
+        goal = self.goal[rows]
+        out = np.zeros((len(goal), 2, 11), np.float32)
+        out[:, 0, :3] = self.colours[goal]
+        out[:, 1, :2] = self.velocity[rows, 1]
+        out[:, 1, 2:8] = self._landmarks(rows)[:, 1]
+        out[:, 1, 8:] = self.said[rows, 0]
+        return out
+
+    def _rewards(self) -> np.ndarray:
+        goal = self.position[np.arange(self.num_envs), 2 + self.goal]
+        squared = np.square(self.position[:, 1] - goal).sum(1)
+        return np.repeat(-squared[:, None], 2, axis=1)
+
+    def _colours(self, index: int) -> list[tuple[int, int, int]]:
+        landmarks = [PALETTE[name] for name in ("vermilion", "green", "sky")]
+        return [landmarks[self.goal[index]], INK, *landmarks]
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """Options of the reference world.
+
+    Parameters
+    ----------
+    local_ratio : float
+        Share of an agent's own reward against the mean of both.
+    continuous : bool
+    max_steps : int
+    """
+
+    local_ratio: float = 0.5
+    continuous: bool = False
+    max_steps: int = 25
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        _check(self)
+
+
+class BatchedReference(BatchedParticles):
+    """Each of two agents knows the other's goal and has ten words: mpe2's simple_reference.
+
+    An agent is paid minus the distance of the *other* one from the landmark that it alone knows of.
+    An observation is (velocity, landmarks, colour of the other's goal, the other's word), 21.
+
+    Parameters
+    ----------
+    num_envs : int
+    autoreset : bool
+    options : fields of :class:`ReferenceConfig`
+    """
+
+    state_arrays = (*BatchedParticles.state_arrays, "goal")
+    colours = 0.25 + 0.5 * np.eye(3)
+
+    def __init__(self, num_envs: int, autoreset: bool = True, **options: Any):
+        self.config = c = ReferenceConfig(**options)
+        bodies = Bodies(
+            radius=np.full(5, 0.05),
+            collides=np.zeros(5, bool),
+            strength=np.full(2, 5.0),
+            max_speed=np.full(2, np.inf),
+        )
+        super().__init__(num_envs, bodies, 2, 21, 10, 50, c.continuous, c.max_steps, autoreset)
+        self.goal = np.zeros((num_envs, 2), np.int64)  # what agent i knows: where the other is to go
+
+    def _start(self, rows: np.ndarray) -> None:
+        assert self.streams is not None
+        self._scatter(rows)
+        self.goal[rows] = self.streams.integers(3, 2, rows)
+
+    def _observe(self, rows: np.ndarray | slice) -> np.ndarray:
+        parts = [
+            self.velocity[rows],
+            self._landmarks(rows),
+            self.colours[self.goal[rows]],
+            self.said[rows, ::-1],
+        ]
+        return np.concatenate(parts, axis=-1).astype(np.float32)
+
+    def _rewards(self) -> np.ndarray:
+        goal = np.take_along_axis(self.position, 2 + self.goal[..., None], axis=1)  # (B, 2, 2)
+        own = -np.linalg.norm(self.position[:, 1::-1] - goal, axis=-1)
+        ratio = self.config.local_ratio
+        return (1 - ratio) * own.mean(1, keepdims=True) + ratio * own
+
+    def _colours(self, index: int) -> list[tuple[int, int, int]]:
+        landmarks = [PALETTE[name] for name in ("vermilion", "green", "sky")]
+        return [landmarks[k] for k in self.goal[index, ::-1]] + landmarks
+
+
+# Single environments ------------------------------------------------------------------------------
+
+
+class CooperativeNavigation(PettingZooFace):
+    """One :class:`BatchedCooperativeNavigation` as a PettingZoo parallel environment.
+
+    Parameters
+    ----------
+    render_mode : {"rgb_array", None}
+    options : fields of :class:`CooperativeNavigationConfig`
+    """
+
+    metadata = {**PettingZooFace.metadata, "name": "cooperative_navigation", "render_fps": 10}
+
+    def __init__(self, render_mode: str | None = None, **options: Any):
+        super().__init__(BatchedCooperativeNavigation(1, False, **options), render_mode)
+
+
+class PredatorPrey(PettingZooFace):
+    """One :class:`BatchedPredatorPrey` as a PettingZoo parallel environment.
+
+    Parameters
+    ----------
+    render_mode : {"rgb_array", None}
+    options : fields of :class:`PredatorPreyConfig`
+    """
+
+    metadata = {**PettingZooFace.metadata, "name": "predator_prey", "render_fps": 10}
+
+    def __init__(self, render_mode: str | None = None, **options: Any):
+        super().__init__(BatchedPredatorPrey(1, False, **options), render_mode)
+
+
+class SpeakerListener(PettingZooFace):
+    """One :class:`BatchedSpeakerListener` as a PettingZoo parallel environment.
+
+    Parameters
+    ----------
+    render_mode : {"rgb_array", None}
+    options : fields of :class:`SpeakerListenerConfig`
+    """
+
+    metadata = {**PettingZooFace.metadata, "name": "speaker_listener", "render_fps": 10}
+
+    def __init__(self, render_mode: str | None = None, **options: Any):
+        super().__init__(BatchedSpeakerListener(1, False, **options), render_mode)
+
+
+class Reference(PettingZooFace):
+    """One :class:`BatchedReference` as a PettingZoo parallel environment.
+
+    Parameters
+    ----------
+    render_mode : {"rgb_array", None}
+    options : fields of :class:`ReferenceConfig`
+    """
+
+    metadata = {**PettingZooFace.metadata, "name": "reference", "render_fps": 10}
+
+    def __init__(self, render_mode: str | None = None, **options: Any):
+        super().__init__(BatchedReference(1, False, **options), render_mode)

@@ -80,10 +80,8 @@ def agreement(importance: Mapping[str, Sequence[float]]) -> np.ndarray:
 
     require(len(importance) > 0, "importance", dict(importance), "at least one measure")
     ranks = np.array([rankdata(values) for values in importance.values()])  # (measures, D)
-    centred = ranks - ranks.mean(1, keepdims=True)
-    norm = np.sqrt((centred**2).sum(1))
-    with np.errstate(invalid="ignore"):
-        return np.clip(centred @ centred.T / np.outer(norm, norm), -1, 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.atleast_2d(np.corrcoef(ranks))
 
 
 # Attention ----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ simpler, see :class:`BatchedParticles`.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from marl_lib.envs.base import BatchedParallelEnv, PettingZooFace
 from marl_lib.envs.draw import PALETTE, Canvas
 
 PAPER, SQUARE, INK = (250, 249, 245), (238, 236, 228), PALETTE["black"]
+STONE = (150, 148, 142)
 PUSHES = np.array([[0.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
 DT, DAMPING, CONTACT_FORCE, CONTACT_MARGIN = 0.1, 0.25, 100.0, 1e-3
 
@@ -165,6 +167,30 @@ class BatchedParticles(BatchedParallelEnv):
         delta = a[:, :, None] - b[:, None]
         return np.einsum("bijd,bijd->bij", delta, delta) < reach**2
 
+    # A hand-written policy ------------------------------------------------------------------------
+
+    def scripted(self) -> np.ndarray:
+        """Return the actions (B, N[, A]) of a hand-written policy that sees everything."""
+        raise NotImplementedError
+
+    def _steer(self, way: np.ndarray, velocity: np.ndarray) -> np.ndarray:
+        """Return moves, as numbers or as pushes, that bring actors (B, k) to the end of their way.
+
+        A push acts on where an actor is two steps later, and beyond; looking about three steps
+        ahead (0.25 v, and 0.1 for a push) brakes in time. Found by trial; see the tests.
+        """
+        if self.continuous:
+            return np.clip((way - 0.2 * velocity) / 0.07, -1, 1)
+        ahead = (way - 0.25 * velocity)[..., None, :] - 0.1 * PUSHES  # (B, k, 5, 2)
+        return np.square(ahead).sum(-1).argmin(-1)
+
+    def _joint(self, moves: np.ndarray, words: np.ndarray) -> np.ndarray:
+        """Return moves (B, N) or pushes (B, N, 2), with words (B, N), as actions."""
+        if not self.continuous:
+            return moves + 5 * words if self.words else moves
+        said = np.arange(self.words) == words[..., None]
+        return np.concatenate([moves, said], axis=-1).astype(np.float32)
+
     def set_state(self, position: np.ndarray, velocity: np.ndarray) -> np.ndarray:
         """Place all bodies: positions (B, E, 2), velocities (B, M, 2); return the observations."""
         if self.streams is None:
@@ -201,7 +227,12 @@ class BatchedParticles(BatchedParallelEnv):
         order = [*range(self.actors, len(position)), *range(self.actors)]  # actors on top
         for k in order:
             at = (size / 2 + scale * position[k, 0], size / 2 - scale * position[k, 1])
-            canvas.disc(at, max(scale * self.bodies.radius[k], 3.0), colours[k])
+            radius = max(scale * self.bodies.radius[k], 4.0)
+            if k < self.actors or self.bodies.collides[k]:
+                canvas.disc(at, radius, colours[k])
+            else:  # a place, not an obstacle
+                corner = at[0] - radius, at[1] - radius
+                canvas.rectangle(corner, 2 * radius, 2 * radius, colours[k])
             if k < self.n_agents and self.words and self.said[index, k].any():
                 word = chr(ord("A") + int(self.said[index, k].argmax()))
                 canvas.text((at[0], at[1] - 16), word, 14, INK)
@@ -290,6 +321,14 @@ class BatchedCooperativeNavigation(BatchedParticles):
         delta = self.position[:, :n, None] - self.position[:, None, n:]
         return np.sqrt(np.einsum("bned,bned->bne", delta, delta))
 
+    def scripted(self) -> np.ndarray:
+        """Return actions by which each agent goes to its landmark under the best assignment."""
+        n = self.n_agents
+        goal = _assignment(self.distances())[..., None]  # (B, N, 1)
+        way = np.take_along_axis(self.position[:, n:], goal, axis=1) - self.position[:, :n]
+        moves = self._steer(way, self.velocity)
+        return self._joint(moves, np.zeros(moves.shape[:2], np.int64))
+
     def _rewards(self) -> np.ndarray:
         near = self.distances().min(1)  # (B, landmarks)
         ratio, common = self.config.local_ratio, -near.sum(1, keepdims=True)
@@ -302,6 +341,17 @@ class BatchedCooperativeNavigation(BatchedParticles):
     def _info(self) -> dict[str, Any]:
         covered = self.distances().min(1) < 0.15  # within an agent's radius
         return {"episode_metrics": {"covered": covered.mean(1)}}
+
+
+def _assignment(cost: np.ndarray) -> np.ndarray:
+    """Return for each agent the landmark of the assignment that costs least, (B, N, N) -> (B, N)."""
+    n = cost.shape[1]
+    if n > 4:
+        from scipy.optimize import linear_sum_assignment  # takes 0.4 s to load
+
+        return np.stack([linear_sum_assignment(c)[1] for c in cost])
+    every = np.array(list(itertools.permutations(range(n))))  # all at once, the batch over
+    return np.asarray(every[cost[:, np.arange(n), every].sum(-1).argmin(1)])
 
 
 # Predators and prey -------------------------------------------------------------------------------
@@ -374,6 +424,11 @@ class BatchedPredatorPrey(BatchedParticles):
         self._scatter(rows, spread=0.9)
         self.touches[rows] = 0.0
 
+    def _colours(self, index: int) -> list[tuple[int, int, int]]:
+        c = self.config
+        predators, prey = [PALETTE["blue"]] * c.n_predators, [PALETTE["vermilion"]] * c.n_prey
+        return [*predators, *prey, *[STONE] * c.n_obstacles]
+
     def _observe(self, rows: np.ndarray | slice) -> np.ndarray:
         c, n, m = self.config, self.n_agents, self.actors
         position, velocity = self.position[rows], self.velocity[rows]
@@ -410,10 +465,22 @@ class BatchedPredatorPrey(BatchedParticles):
         push = (away / np.maximum(distance, 0.05) ** 3).sum(2) - 8 * at * np.abs(at) ** 7
         if self.continuous:
             return push / np.maximum(np.linalg.norm(push, axis=-1, keepdims=True), 1)
-        along = np.abs(push) == np.abs(push).max(-1, keepdims=True)
-        return np.sign(push) * along
+        return PUSHES[(push @ PUSHES.T).argmax(-1)]
 
     _by_rule = flee
+
+    def scripted(self) -> np.ndarray:
+        """Return actions: predators run to where the nearest prey will be, prey flees."""
+        prey, speed = self.position[:, self.prey], self.velocity[:, self.prey]
+        way = (prey + 0.3 * speed)[:, None] - self.position[:, self.predators, None]  # (B, P, Q, 2)
+        nearest = np.square(way).sum(-1).argmin(2)[..., None, None]
+        way = np.take_along_axis(way, nearest, axis=2)[:, :, 0]
+        moves = self._steer(way, np.zeros_like(way))  # no need to stop
+        if self.n_agents == self.actors:
+            away = self.flee()
+            mine = away if self.continuous else (away @ PUSHES.T).argmax(-1)
+            moves = np.concatenate([moves, mine], axis=1)
+        return self._joint(moves, np.zeros(moves.shape[:2], np.int64))
 
 
 # Speech -------------------------------------------------------------------------------------------
@@ -487,6 +554,15 @@ class BatchedSpeakerListener(BatchedParticles):
         out[:, 1, 8:] = self.said[rows, 0]
         return out
 
+    def scripted(self) -> np.ndarray:
+        """Return actions: the speaker names the goal, the listener goes there."""
+        goal = self.position[np.arange(self.num_envs), 2 + self.goal]
+        moves = self._steer((goal - self.position[:, 1])[:, None], self.velocity[:, 1:])
+        if self.continuous:
+            words = np.repeat(self.goal[:, None], 2, axis=1)
+            return self._joint(np.concatenate([0 * moves, moves], axis=1), words)
+        return np.concatenate([self.goal[:, None], moves], axis=1)
+
     def _rewards(self) -> np.ndarray:
         goal = self.position[np.arange(self.num_envs), 2 + self.goal]
         squared = np.square(self.position[:, 1] - goal).sum(1)
@@ -558,6 +634,11 @@ class BatchedReference(BatchedParticles):
             self.said[rows, ::-1],
         ]
         return np.concatenate(parts, axis=-1).astype(np.float32)
+
+    def scripted(self) -> np.ndarray:
+        """Return actions: each names the goal of the other and goes to its own."""
+        goal = np.take_along_axis(self.position, 2 + self.goal[:, ::-1, None], axis=1)
+        return self._joint(self._steer(goal - self.position[:, :2], self.velocity), self.goal)
 
     def _rewards(self) -> np.ndarray:
         goal = np.take_along_axis(self.position, 2 + self.goal[..., None], axis=1)  # (B, 2, 2)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from marl_lib.config import ConfigError, choice, from_mapping, read_yaml, require, to_mapping
-from marl_lib.envs.colourmatch import BatchedColourMatch
 from marl_lib.envs.gridworld import BatchedGridWorld
 from marl_lib.rollout import play
 from marl_lib.runs import (
@@ -55,7 +54,8 @@ class ExperimentConfig:
     per_process : int or None
         Replicates trained side by side in one process; None for all seeds of a setting.
     references : tuple of {"planner", "random"}
-        Policies judged on the same worlds, without learning.
+        Policies judged on the same worlds, without learning; the planner is the world's
+        hand-written policy.
     description : str
     """
 
@@ -250,13 +250,13 @@ def _reference(name: str, config: RunConfig) -> dict[str, Any]:
     if name == "planner" and isinstance(world, BatchedGridWorld):
         policy: Any = Planner(world)
     elif name == "planner":
-        colours = getattr(world, "env", None)
-        if not isinstance(colours, BatchedColourMatch):
-            raise ConfigError(f"there is no planner for {config.env}")
-        policy = lambda obs, info: colours.straight()[:, None]  # noqa: E731
+        policy = lambda obs, info: world.scripted()  # noqa: E731
     else:
         policy = random_actions(world)
-    episodes = play(world, policy, EVALUATION_SEED)
+    try:
+        episodes = play(world, policy, EVALUATION_SEED)
+    except NotImplementedError as error:
+        raise ConfigError(f"there is no planner for {config.env}: {error}") from error
     figures = {
         "episode_return": episodes.returns,
         "episode_length": episodes.lengths,

@@ -19,6 +19,32 @@ from marl_lib.envs.classic import (
 )
 from marl_lib.envs.colourmatch import BatchedColourMatch, ColourMatch, ColourMatchConfig
 from marl_lib.envs.gridworld import BatchedGridWorld, GridWorldConfig, MultiAgentGridWorld
+from marl_lib.envs.matrix import BatchedMatrixGame, MatrixGame, MatrixGameConfig
+from marl_lib.envs.particle import (
+    BatchedCooperativeNavigation,
+    BatchedPredatorPrey,
+    BatchedReference,
+    BatchedSpeakerListener,
+    CooperativeNavigation,
+    CooperativeNavigationConfig,
+    PredatorPrey,
+    PredatorPreyConfig,
+    Reference,
+    ReferenceConfig,
+    SpeakerListener,
+    SpeakerListenerConfig,
+)
+from marl_lib.envs.pursuit import (
+    BatchedGridPredatorPrey,
+    GridPredatorPrey,
+    GridPredatorPreyConfig,
+)
+from marl_lib.envs.robots import BatchedRobots, Robots, RobotsConfig
+from marl_lib.envs.traffic import (
+    BatchedTrafficJunction,
+    TrafficJunction,
+    TrafficJunctionConfig,
+)
 
 __all__ = [
     "ENVS",
@@ -26,20 +52,44 @@ __all__ = [
     "BatchedAcrobot",
     "BatchedCartPole",
     "BatchedColourMatch",
+    "BatchedCooperativeNavigation",
+    "BatchedGridPredatorPrey",
     "BatchedGridWorld",
+    "BatchedMatrixGame",
     "BatchedMountainCar",
     "BatchedParallelEnv",
+    "BatchedPredatorPrey",
+    "BatchedReference",
+    "BatchedRobots",
+    "BatchedSpeakerListener",
+    "BatchedTrafficJunction",
     "BatchedVectorEnv",
     "CartPole",
     "ClassicConfig",
     "ColourMatch",
     "ColourMatchConfig",
+    "CooperativeNavigation",
+    "CooperativeNavigationConfig",
+    "GridPredatorPrey",
+    "GridPredatorPreyConfig",
     "GridWorldConfig",
     "GymnasiumBatch",
     "History",
+    "MatrixGame",
+    "MatrixGameConfig",
     "MountainCar",
     "MultiAgentGridWorld",
+    "PredatorPrey",
+    "PredatorPreyConfig",
+    "Reference",
+    "ReferenceConfig",
+    "Robots",
+    "RobotsConfig",
+    "SpeakerListener",
+    "SpeakerListenerConfig",
     "TeamOfOne",
+    "TrafficJunction",
+    "TrafficJunctionConfig",
     "entry",
     "make",
 ]
@@ -78,8 +128,8 @@ class _Entry(NamedTuple):
     build: Callable[[int, Any, bool], BatchedParallelEnv]
 
 
-def _grid_world(num_envs: int, options: GridWorldConfig, autoreset: bool) -> BatchedParallelEnv:
-    return BatchedGridWorld(num_envs, autoreset=autoreset, **vars(options))
+def _team(kind: Callable[..., BatchedParallelEnv], options: type) -> _Entry:
+    return _Entry(options, lambda n, given, auto: kind(n, autoreset=auto, **vars(given)))
 
 
 def _classic(kind: type[Any]) -> _Entry:
@@ -104,7 +154,15 @@ class GymnasiumConfig:
 GYMNASIUM = "gymnasium:"  # before the name of any environment that gymnasium can make
 
 ENVS: dict[str, _Entry] = {
-    "GridWorld": _Entry(GridWorldConfig, _grid_world),
+    "GridWorld": _team(BatchedGridWorld, GridWorldConfig),
+    "CooperativeNavigation": _team(BatchedCooperativeNavigation, CooperativeNavigationConfig),
+    "PredatorPrey": _team(BatchedPredatorPrey, PredatorPreyConfig),
+    "SpeakerListener": _team(BatchedSpeakerListener, SpeakerListenerConfig),
+    "Reference": _team(BatchedReference, ReferenceConfig),
+    "TrafficJunction": _team(BatchedTrafficJunction, TrafficJunctionConfig),
+    "GridPredatorPrey": _team(BatchedGridPredatorPrey, GridPredatorPreyConfig),
+    "Robots": _team(BatchedRobots, RobotsConfig),
+    "MatrixGame": _team(BatchedMatrixGame, MatrixGameConfig),
     "ColourMatch": _Entry(ColourMatchConfig, _colour_match),
     "CartPole-v1": _classic(BatchedCartPole),
     "Acrobot-v1": _classic(BatchedAcrobot),

@@ -61,6 +61,12 @@ class TeamOfOne(BatchedParallelEnv):
     def _observe(self, rows: np.ndarray | slice) -> np.ndarray:
         return self._seen(self.env._observe(rows))
 
+    def scripted(self) -> np.ndarray:
+        """Return the actions (B, 1) of the world's hand-written policy."""
+        if not hasattr(self.env, "scripted"):
+            return super().scripted()
+        return np.asarray(self.env.scripted()[:, None])
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the wrapped environments."""
         return self.env.state_dict()

@@ -188,7 +188,7 @@ class BatchedParallelEnv(BatchedWorld):
     ``reset`` returns observations ``(B, N, D)``; ``step`` takes actions ``(B, N)`` (or
     ``(B, N, A)`` where they are continuous) and returns rewards ``(B, N)``. An episode ends for the
     whole team, so ``terminated`` and ``truncated`` are ``(B,)``. The reward of the team is always
-    the sum over its agents: a world with a shared reward gives each agent 1/N of it.
+    the sum over its agents.
 
     ``info`` may hold ``action_mask`` (B, N, A) bool, True where an action is legal, with
     ``final_mask``, the same for ``final_obs``; and ``episode_metrics``, a dict of (B,) arrays that
@@ -242,6 +242,10 @@ class BatchedParallelEnv(BatchedWorld):
     def state(self) -> np.ndarray:
         """Return the global state (B, S), for training with a central view."""
         return self._observe(slice(None)).reshape(self.num_envs, -1)
+
+    def scripted(self) -> np.ndarray:
+        """Return the actions (B, N[, A]) of a hand-written policy, which may see everything."""
+        raise NotImplementedError(f"{type(self).__name__} has no hand-written policy")
 
     def render_rgb(self, index: int = 0) -> np.ndarray:
         """Return a picture of environment ``index``, (height, width, 3) uint8."""

@@ -132,7 +132,7 @@ class BatchedColourMatch(BatchedVectorEnv):
     def _info_after_reset(self) -> dict[str, np.ndarray]:
         return {"relevant": 1 + self._goal}
 
-    def straight(self) -> np.ndarray:
+    def scripted(self) -> np.ndarray:
         """Return actions (B,) that lead to the entity, along the axis that is farther first."""
         way = self._position[np.arange(self.num_envs), self._goal] - self._agent  # (B, 2)
         sideways = np.abs(way[:, 0]) > np.abs(way[:, 1])

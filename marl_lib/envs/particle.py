@@ -221,8 +221,8 @@ class BatchedParticles(BatchedParallelEnv):
         widest = max(1.3, float(np.abs(position).max()) + 0.1)  # agents may leave the square
         scale = size / (2 * widest)
         canvas = Canvas(size, size, PAPER)
-        corner = size / 2 - scale
-        canvas.rectangle((corner, corner), 2 * scale, 2 * scale, SQUARE)
+        edge = size / 2 - scale
+        canvas.rectangle((edge, edge), 2 * scale, 2 * scale, SQUARE)
         colours = self._colours(index)
         order = [*range(self.actors, len(position)), *range(self.actors)]  # actors on top
         for k in order:
@@ -344,7 +344,7 @@ class BatchedCooperativeNavigation(BatchedParticles):
 
 
 def _assignment(cost: np.ndarray) -> np.ndarray:
-    """Return for each agent the landmark of the assignment that costs least, (B, N, N) -> (B, N)."""
+    """Return each agent's landmark in the assignment that costs least, (B, N, N) -> (B, N)."""
     n = cost.shape[1]
     if n > 4:
         from scipy.optimize import linear_sum_assignment  # takes 0.4 s to load
@@ -619,7 +619,9 @@ class BatchedReference(BatchedParticles):
             max_speed=np.full(2, np.inf),
         )
         super().__init__(num_envs, bodies, 2, 21, 10, 50, c.continuous, c.max_steps, autoreset)
-        self.goal = np.zeros((num_envs, 2), np.int64)  # what agent i knows: where the other is to go
+        self.goal = np.zeros(
+            (num_envs, 2), np.int64
+        )  # what agent i knows: where the other is to go
 
     def _start(self, rows: np.ndarray) -> None:
         assert self.streams is not None

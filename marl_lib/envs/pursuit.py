@@ -105,7 +105,7 @@ class BatchedGridPredatorPrey(BatchedParallelEnv):
         self.predators = np.clip(self.predators + moves, 0, self.config.size - 1)
         there = self.on_prey()
         if mixed:
-            return np.where(there, 0.0, -COST).astype(np.float32), there.all(1)
+            return np.where(there, 0.0, -COST).astype(np.float32), np.asarray(there.all(1))
         together = COST * there.sum(1, keepdims=True)
         over = np.zeros(self.num_envs, bool)
         return np.where(there, together, -COST).astype(np.float32), over
@@ -117,7 +117,7 @@ class BatchedGridPredatorPrey(BatchedParallelEnv):
         maps[..., 2] = self._outside
         env = np.arange(batch)
         at = predators + c.vision
-        np.add.at(maps, (env[:, None], at[..., 0], at[..., 1], 0), 1.0)
+        np.add.at(maps[..., 0], (env[:, None], at[..., 0], at[..., 1]), 1.0)
         maps[env, prey[:, 0] + c.vision, prey[:, 1] + c.vision, 1] = 1.0
         around = np.arange(2 * c.vision + 1)
         down = predators[:, :, 0, None, None] + around[:, None]

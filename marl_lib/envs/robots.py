@@ -102,7 +102,9 @@ class BatchedRobots(BatchedParallelEnv):
         v = self.config.view
         ahead, right = np.meshgrid(np.arange(v, -v - 1, -1), np.arange(-v, v + 1), indexing="ij")
         sideways = AHEAD[(np.arange(4) + 1) % 4]
-        offset = ahead[..., None] * AHEAD[:, None, None] + right[..., None] * sideways[:, None, None]
+        offset = (
+            ahead[..., None] * AHEAD[:, None, None] + right[..., None] * sideways[:, None, None]
+        )
         return np.asarray(offset)  # (4, 2 v + 1, 2 v + 1, 2)
 
     def _start(self, rows: np.ndarray) -> None:
@@ -147,7 +149,7 @@ class BatchedRobots(BatchedParallelEnv):
         at = (self.position == self.target).all(-1)
         reward = c.step_penalty * late + c.bump_penalty * stays + c.target_reward * (at & late)
         self.arrived = self.arrived | at
-        return reward.astype(np.float32), self.arrived.all(1)
+        return reward.astype(np.float32), np.asarray(self.arrived.all(1))
 
     def _observe(self, rows: np.ndarray | slice) -> np.ndarray:
         c, n = self.config, self.n_agents
@@ -240,10 +242,10 @@ class BatchedRobots(BatchedParallelEnv):
             canvas.disc(centre, 0.42 * cell, COLOURS[i % len(COLOURS)])
             canvas.disc(centre, 0.30 * cell, PAPER)
         for i, (row, column) in enumerate(self.position[index]):
-            centre = np.array([(column + 0.5) * cell, (row + 0.5) * cell])
+            middle = np.array([(column + 0.5) * cell, (row + 0.5) * cell])
             ahead = AHEAD[self.heading[index, i], ::-1] * cell  # x and y
             side = ahead[::-1] * [1, -1]
-            tip, tail = centre + 0.4 * ahead, centre - 0.32 * ahead
+            tip, tail = middle + 0.4 * ahead, middle - 0.32 * ahead
             corners = [tip, tail + 0.3 * side, tail - 0.3 * side]
             canvas.polygon(corners, COLOURS[i % len(COLOURS)])
         return canvas.image()

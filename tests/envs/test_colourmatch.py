@@ -83,7 +83,7 @@ def test_rules(options: dict[str, Any]) -> None:
     for _ in range(80):
         action = rng.integers(5, size=12)
         straight = rng.random(12) < 0.5  # random steps alone hardly ever find anything
-        action = np.where(straight, world.straight(), action)
+        action = np.where(straight, world.scripted(), action)
         relevant = [1 + rules.goal() for rules in slow]
         np.testing.assert_array_equal(info["relevant"], relevant)
         obs, reward, terminated, truncated, info = world.step(action)
@@ -203,7 +203,7 @@ def test_final_obs_is_the_end_of_the_old_episode() -> None:
     relevant, rows = info["relevant"], np.arange(300)
     for _ in range(25):
         colours = tokens_of(obs, world)[..., 4:]
-        obs, _, terminated, truncated, info = world.step(world.straight())
+        obs, _, terminated, truncated, info = world.step(world.scripted())
         final = tokens_of(info["final_obs"], world)
         np.testing.assert_array_equal(final[..., 4:], colours)
         away = np.linalg.norm(final[rows, relevant, 2:4], axis=-1)
@@ -232,7 +232,7 @@ def test_straight_always_finds_and_earns_the_way_and_one() -> None:
     raw = world.env
     world.reset(seed=7)
     start = raw._distance().copy()
-    seen = play(world, lambda obs, info: raw.straight()[:, None], seed=7)
+    seen = play(world, lambda obs, info: world.scripted(), seed=7)
     assert (seen.metrics["found"] == 1).all()
     # what is earned is the way made good, and 1 for the find
     assert (np.abs(seen.returns - (start + 1)) <= 0.2 + 1e-4).all()

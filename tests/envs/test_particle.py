@@ -75,9 +75,7 @@ def same_actions(name, rng, ours, their_env):
 def test_a_thousand_steps_equal_mpe2(name, continuous):
     kind, module, options, their_options = PAIRS[name]
     ours = kind(1, autoreset=False, continuous=continuous, **options)
-    theirs = module.parallel_env(
-        max_cycles=STEPS, continuous_actions=continuous, **their_options
-    )
+    theirs = module.parallel_env(max_cycles=STEPS, continuous_actions=continuous, **their_options)
     world = theirs.aec_env.unwrapped.world
     rng = np.random.default_rng(0)
     met = 0

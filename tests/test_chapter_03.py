@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.distributions import Categorical
 
-from marl_lib.algorithms.ppo import PPO, PPOConfig, PPONetwork, generalised_advantage
+from marl_lib.advantages import generalised_advantage
+from marl_lib.algorithms.ppo import PPO, PPOConfig, PPONetwork
 from marl_lib.envs import BatchedCartPole
 from marl_lib.nn.distributions import DiagonalGaussian
 from marl_lib.nn.normalization import RunningNorm

@@ -324,7 +324,7 @@ def test_an_address_is_taken_as_typed_or_as_copied_from_a_browser():
 FLOORS = [
     {"seeding", "budget", "config"},
     {"nn", "exploration", "replay", "envs", "evaluation", "plotting", "player", "glue"},
-    {"planning", "replicates", "rollout", "interpret"},
+    {"planning", "replicates", "rollout", "interpret", "advantages"},
     {"algorithms"},
     {"agents", "training", "check"},
     {"runs"},

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from marl_lib.envs.base import Tokens
-
 
 class RunningNorm:
     """Mean and standard deviation of all that was seen, for each of R replicates.
@@ -16,10 +14,10 @@ class RunningNorm:
     replicates : int
     size : int
         Length D of what is normalised.
-    tokens : Tokens or None
-        If D is made of tokens, the statistics are those of a token's numbers, taken over all tokens
-        that are there, wherever they stand: the order of a set changes nothing, and padding stays
-        zero and does not count.
+    tokens : int or None
+        If D is made of so many tokens, each a flag that says whether it is there and its numbers,
+        the statistics are those of a token's numbers, over all tokens that are there, wherever they
+        stand: the order of a set changes nothing, and padding stays zero and does not count.
     clip : float
         What is normalised is clipped to ± this.
 
@@ -33,11 +31,11 @@ class RunningNorm:
         self,
         replicates: int,
         size: int,
-        tokens: Tokens | None = None,
+        tokens: int | None = None,
         clip: float = 10.0,
         device: torch.device | str = "cpu",
     ):
-        shape = (replicates, size if tokens is None else tokens.size)
+        shape = (replicates, size if tokens is None else size // tokens - 1)
         self.count = torch.zeros(replicates, 1, dtype=torch.float64, device=device)
         self.mean = torch.zeros(shape, device=device)
         self.square = torch.zeros(shape, device=device)  # sum of squared deviations
@@ -73,9 +71,9 @@ class RunningNorm:
         return torch.cat([there, x * there], dim=-1).flatten(-2)
 
     def _blocks(self, x: Tensor) -> Tensor:
-        """Return (R, n, D) as (R, n, tokens, 1 + size), the flag first."""
+        """Return (R, n, D) as (R, n, tokens, numbers), the flag first."""
         assert self.tokens is not None
-        return x.unflatten(-1, (self.tokens.count, 1 + self.tokens.size))
+        return x.unflatten(-1, (self.tokens, -1))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the statistics."""

@@ -15,14 +15,13 @@ from gymnasium.spaces import Box
 from scipy import stats
 from torch import Tensor
 
+from marl_lib.advantages import RewardScale, generalised_advantage
 from marl_lib.algorithms.ppo import (
     POOLINGS,
     PPO,
     AttentionPPOConfig,
     PPOConfig,
     PPONetwork,
-    RewardScale,
-    generalised_advantage,
 )
 from marl_lib.config import ConfigError
 from marl_lib.envs import BatchedParallelEnv, make
@@ -529,13 +528,13 @@ def test_running_norm_equals_numpy() -> None:
 
 
 def test_tokens_are_normalised_wherever_they_stand() -> None:
-    rng, tokens = np.random.default_rng(0), Tokens(count=4, size=2, ordered=False)
+    rng = np.random.default_rng(0)
     x = rng.normal([1.0, -30.0], [2.0, 5.0], size=(2, 200, 4, 2)).astype(np.float32)
     there = rng.random((2, 200, 4, 1)) < 0.6
     there[1, :50] = False  # a replicate may see nothing at all at first
     obs = np.concatenate([there, x * there], -1).astype(np.float32)
     flat = torch.from_numpy(obs).flatten(2)
-    norm = RunningNorm(2, 12, tokens)
+    norm = RunningNorm(2, 12, 4)
     for start, end in ((0, 50), (50, 51), (51, 200)):
         norm.update(flat[:, start:end])
     found = norm(flat).numpy().reshape(2, 200, 4, 3)
@@ -548,7 +547,7 @@ def test_tokens_are_normalised_wherever_they_stand() -> None:
     # Tokens shuffled within every observation: the same statistics, the same tokens.
     order = rng.random((2, 200, 4)).argsort(-1)[..., None]
     shuffled = torch.from_numpy(np.take_along_axis(obs, order, 2)).flatten(2)
-    other = RunningNorm(2, 12, tokens)
+    other = RunningNorm(2, 12, 4)
     other.update(shuffled)
     expected = np.take_along_axis(found, order, 2)
     np.testing.assert_allclose(other(shuffled).numpy().reshape(expected.shape), expected, atol=1e-5)

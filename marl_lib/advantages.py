@@ -1,0 +1,69 @@
+"""How good actions were: advantages and returns of rollouts, and the scale of rewards."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from marl_lib.nn.normalization import RunningNorm
+
+
+def generalised_advantage(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    ended: Tensor,
+    gamma: float,
+    lam: float,
+) -> Tensor:
+    """Return generalised advantage estimates (Schulman et al. 2016, equation 16).
+
+    δ_t = r_t + γ (1 - terminated) V(s_{t+1}) - V(s_t);  A_t = δ_t + γ λ (1 - ended) A_{t+1}.
+    A time limit cuts the sum, but what the episode would still have been worth stays in δ.
+
+    Parameters
+    ----------
+    reward, value, terminated : (..., T, B)
+    next_value : (..., T, B)
+        Value of the observation each step led to, before any reset.
+    ended : (..., T, B)
+        Terminated or truncated.
+
+    Returns
+    -------
+    Tensor (..., T, B)
+    """
+    delta = reward + gamma * next_value * ~terminated - value
+    keep = gamma * lam * ~ended
+    advantage = torch.empty_like(delta)
+    last = torch.zeros_like(delta[..., 0, :])
+    for t in reversed(range(delta.shape[-2])):
+        last = delta[..., t, :] + keep[..., t, :] * last
+        advantage[..., t, :] = last
+    return advantage
+
+
+class RewardScale:
+    """Divides rewards by the running standard deviation of the discounted return.
+
+    Parameters
+    ----------
+    replicates, num_envs : int
+    gamma : float
+    """
+
+    def __init__(self, replicates: int, num_envs: int, gamma: float, device: torch.device):
+        self.norm = RunningNorm(replicates, 1, device=device)
+        self.total = torch.zeros(replicates, num_envs, device=device)
+        self.gamma = gamma
+
+    def __call__(self, reward: Tensor, ended: Tensor) -> Tensor:
+        """Take in rewards (R, T, B) and return them scaled."""
+        totals = torch.empty_like(reward)
+        for t in range(reward.shape[1]):
+            self.total = self.gamma * self.total + reward[:, t]
+            totals[:, t] = self.total
+            self.total = self.total * ~ended[:, t]
+        self.norm.update(totals.flatten(1).unsqueeze(-1))
+        return reward * self.norm.scale.unsqueeze(-1)

@@ -1,7 +1,7 @@
 """Proximal policy optimisation (Schulman et al. 2017), with a plain or an attending policy.
 
-Read from top to bottom: configuration, networks, acting, loss, update. Actor and critic are networks
-of their own, so no coefficient has to weigh their losses against each other.
+Read from top to bottom: configuration, networks, acting, loss, update. Actor and critic are
+networks of their own, so no coefficient has to weigh their losses against each other.
 """
 
 from __future__ import annotations

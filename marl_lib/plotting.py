@@ -187,7 +187,8 @@ def interval_plot(
 ) -> Axes:
     """Draw a statistic and its bootstrap interval, one row an algorithm, first at the top.
 
-    Every run is a pale dot below its row, and the figures stand at the right.
+    Every run is a pale dot below its row, and the figures stand at the right. The rows are told
+    apart by their names, so there may be more of them than colours, which then come again.
 
     Parameters
     ----------
@@ -204,7 +205,7 @@ def interval_plot(
     -------
     Axes
     """
-    _check(scores, "scores")
+    _check(scores, "scores", most=None)
     ax = _axes(ax, (6, 1.1 + 0.42 * len(scores)))
     intervals = []
     for row, (name, values) in enumerate(scores.items()):
@@ -672,8 +673,8 @@ def _matrix(values: ArrayLike) -> np.ndarray:
     return table
 
 
-def _check(series: Mapping[str, Any], name: str) -> None:
+def _check(series: Mapping[str, Any], name: str, most: int | None = len(PALETTE)) -> None:
     if not series:
         raise ValueError(f"{name} is empty: give at least one label and its data")
-    if len(series) > len(PALETTE):
-        raise ValueError(f"{name} has {len(series)} series; {len(PALETTE)} can be told apart")
+    if most is not None and len(series) > most:
+        raise ValueError(f"{name} has {len(series)} series; {most} can be told apart")

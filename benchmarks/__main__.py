@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from benchmarks import record, replicates, time_to_threshold, worlds
+from benchmarks import record, replicates, startup, time_to_threshold, worlds
 
 
 def main() -> None:
@@ -11,8 +11,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--results", type=Path, default=record.RESULTS)
     folder = parser.parse_args().results
-    for measure in (worlds.measure, replicates.measure, time_to_threshold.measure):
-        for found in measure():
+    for part in (worlds, replicates, startup, time_to_threshold):
+        for found in part.measure():
             print(f"{record.table(found)}\nkept in {record.write(found, folder)}\n", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""How fast the worlds step, beside gymnasium's, in one run.
+"""How fast the worlds step, beside those of other packages, in one run.
 
 ``python -m benchmarks.worlds`` prints environment steps per second under random play, episodes and
 their restarts included. Ours and theirs take turns, and the median over the turns is shown, so that
@@ -20,6 +20,7 @@ from gymnasium.vector import VectorEnv
 from benchmarks import record
 from marl_lib.envs.classic import BatchedAcrobot, BatchedCartPole, BatchedMountainCar
 from marl_lib.envs.gridworld import BatchedGridWorld
+from marl_lib.envs.particle import BatchedCooperativeNavigation
 
 WORLDS: dict[str, Callable[[int], VectorEnv]] = {
     "CartPole-v1": BatchedCartPole,
@@ -77,14 +78,77 @@ def grid_row(num_envs: int = 1_024, n_agents: int = 3, seconds: float = 2.0) -> 
     return record.row(task, "marl_lib", rates)
 
 
-def measure(batches: Sequence[int] = (256, 1_024), seconds: float = 0.5) -> list[record.Record]:
-    """Return the record of all worlds."""
+class Mpe2:
+    """One simple_spread of mpe2 as a batch of one, started anew after its 25 steps."""
+
+    num_envs = 1
+
+    def __init__(self) -> None:
+        from mpe2 import simple_spread_v3
+
+        self.env = simple_spread_v3.parallel_env(local_ratio=0.0)
+        self.env.reset(seed=0)
+
+    def step(self, action: np.ndarray) -> None:
+        """Take the first environment's actions (N,) of a batch."""
+        _, _, _, over, _ = self.env.step(dict(zip(self.env.agents, action[0], strict=True)))
+        if all(over.values()):
+            self.env.reset()
+
+
+class Vmas:
+    """A batch of VMAS's simple_spread, started anew after 25 steps."""
+
+    def __init__(self, num_envs: int):
+        import torch
+        import vmas
+
+        self.env = vmas.make_env(
+            "simple_spread", num_envs=num_envs, device="cpu", continuous_actions=False, n_agents=3
+        )
+        self.num_envs, self.tensor, self.steps = num_envs, torch.as_tensor, 0
+        self.env.reset()
+
+    def step(self, action: np.ndarray) -> None:
+        """Take actions (B, N)."""
+        self.env.step(list(self.tensor(action).unbind(1)))
+        self.steps += 1
+        if self.steps % 25 == 0:
+            self.env.reset()
+
+
+def particle_rows(num_envs: int, seconds: float, turns: int = 5) -> list[record.Record]:
+    """Return the rows of cooperative navigation, N = 3, beside the original and VMAS."""
+    ours = BatchedCooperativeNavigation(num_envs)
+    ours.reset(seed=0)
+    entered = {"marl_lib": ours, "mpe2, one environment": Mpe2(), "VMAS": Vmas(num_envs)}
+    actions = np.random.default_rng(0).integers(0, 5, (25, num_envs, 3))
+    rates: dict[str, list[float]] = {name: [] for name in entered}
+    for _ in range(turns):
+        for name, env in entered.items():
+            rates[name].append(steps_per_second(env, actions, seconds))
+    task = f"cooperative navigation, N = 3, B = {num_envs:,}"
+    return [record.row(task, name, rate) for name, rate in rates.items()]
+
+
+def measure(
+    batches: Sequence[int] = (256, 1_024), seconds: float = 0.5, particles: bool = True
+) -> list[record.Record]:
+    """Return the record of all worlds; those of particles have peers that must be installed."""
     load = record.load()
     rows = [*classic_rows(batches, seconds), grid_row(seconds=4 * seconds)]
+    rows += particle_rows(max(batches), seconds) if particles else []
+    packages = ("mpe2", "vmas") if particles else ()
     title = "Worlds under random play, restarts included"
     return [
         record.record(
-            "worlds", title, "environment steps/s", rows, lower_is_better=False, load=load
+            "worlds",
+            title,
+            "environment steps/s",
+            rows,
+            lower_is_better=False,
+            load=load,
+            packages=packages,
         )
     ]
 

@@ -322,7 +322,9 @@ def heatmap(
     table = _matrix(values)
     names = [] if isinstance(columns, str) else columns
     longest = max((len(line) for name in names for line in name.split("\n")), default=0)
-    ax = _axes(ax, _sheet(table.shape, max(0.62, 0.1 * longest), 0.42))
+    width, height = _sheet(table.shape, max(0.62, 0.1 * longest), 0.42)
+    beside = [] if isinstance(rows, str) else rows  # their labels take room from the cells
+    ax = _axes(ax, (width + 0.07 * max(map(len, beside), default=0), height))
     low, high = limits or (np.nanmin(table), np.nanmax(table))
     if centre is not None:
         radius = max(centre - low, high - centre)
@@ -397,7 +399,7 @@ def importance_plot(
         ax.tick_params("y", length=0)
         ax.grid(axis="y", visible=False)
         ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=0))
-        ax.xaxis.set_major_locator(MaxNLocator(3))
+        ax.xaxis.set_major_locator(MaxNLocator(3, prune="upper"))  # clear of the next panel
     for ax in axes[-columns:]:
         ax.set_xlabel("share")
     axes[0].set_xlim(0, 1.05 * max(table.max() for table in tables.values()))  # they share it

@@ -12,7 +12,7 @@ from time import perf_counter, sleep
 import numpy as np
 import pytest
 
-from benchmarks import judge, peers, record, replicates, time_to_threshold, worlds
+from benchmarks import judge, peers, record, replicates, startup, time_to_threshold, worlds
 from benchmarks.time_to_threshold import Contender, ContenderFailed
 from marl_lib.training import EVALUATION_SEED
 
@@ -290,7 +290,7 @@ def test_every_peer_is_entered_and_ours_is_first():
 
 
 def test_worlds_are_measured_beside_gymnasium(tmp_path):
-    (found,) = worlds.measure(batches=(4,), seconds=0.01)
+    (found,) = worlds.measure(batches=(4,), seconds=0.01, particles=False)
     assert len(found["rows"]) == 2 * len(worlds.WORLDS) + 1
     assert all(len(r["values"]) == 5 and min(r["values"]) > 0 for r in found["rows"])
     assert record.write(found, tmp_path).stem == "worlds"
@@ -303,3 +303,13 @@ def test_replicates_are_measured_in_turns(monkeypatch):
     (found,) = replicates.measure(threads_tried=(1,))
     assert {r["ratio"] for r in found["rows"]} == {1.0, 4.0}
     assert found["lower_is_better"]
+
+
+def test_start_up_is_measured_from_fresh_processes(monkeypatch):
+    monkeypatch.setattr(startup, "IMPORTS", {"sleeps": "import time; time.sleep(0.3)", "not": ""})
+    monkeypatch.setattr(startup, "PACKAGES", ())
+    (found,) = startup.measure(turns=2)
+    sleeps, nothing = found["rows"]
+    assert sleeps["median"] - nothing["median"] > 0.2 and len(sleeps["values"]) == 2
+    with pytest.raises(subprocess.CalledProcessError):
+        startup.seconds("import nothing_of_this_name")

@@ -93,10 +93,11 @@ class BatchedParticles(BatchedParallelEnv):
         self.position = np.zeros((num_envs, len(bodies.radius), 2))
         self.velocity = np.zeros((num_envs, m, 2))
         self.said = np.zeros((num_envs, n_agents, words))
-        touch = bodies.radius[:m, None] + bodies.radius  # (M, E)
-        both = bodies.collides[:m, None] & bodies.collides
-        np.fill_diagonal(both, False)
-        self._touch = np.where(both, touch, -np.inf)
+        every = np.array(list(itertools.combinations(range(len(bodies.radius)), 2)))
+        meet = bodies.collides[every].all(1) & (every[:, 0] < m)  # landmarks stay where they are
+        self._pairs = every[meet].T
+        self._touch = bodies.radius[self._pairs].sum(0)
+        self._reach = np.square(self._touch + 40 * CONTACT_MARGIN)[:, None]
         self._others = np.array([[j for j in range(m) if j != i] for i in range(n_agents)], int)
         self._limits = bool(np.isfinite(bodies.max_speed).any())
 
@@ -136,28 +137,30 @@ class BatchedParticles(BatchedParallelEnv):
         100 × overlap, with a soft beginning over a margin of a thousandth; where bodies are 40
         margins apart the force is below what a float can hold beside the others.
         """
-        m = self.actors
-        delta = self.position[:, :m, None] - self.position[:, None]  # (B, M, E, 2)
-        distance = np.sqrt(np.einsum("bmed,bmed->bme", delta, delta))
-        b, i, j = np.nonzero(distance < self._touch + 40 * CONTACT_MARGIN)
-        apart = distance[b, i, j]
-        overlap = np.logaddexp(0, (self._touch[i, j] - apart) / CONTACT_MARGIN) * CONTACT_MARGIN
-        push = delta[b, i, j] * (CONTACT_FORCE * overlap / apart)[:, None]
-        force = np.zeros((self.num_envs * m, 2))
-        np.add.at(force, b * m + i, push)
-        return force.reshape(self.num_envs, m, 2)
+        first, second = self._pairs
+        place = _columns(self.position)
+        delta = place[first] - place[second]  # (pairs, 2, B)
+        squared = np.square(delta).sum(1)
+        pair, b = np.nonzero(squared < self._reach)
+        apart = np.sqrt(squared[pair, b])
+        overlap = np.logaddexp(0, (self._touch[pair] - apart) / CONTACT_MARGIN) * CONTACT_MARGIN
+        push = delta[pair, :, b] * (CONTACT_FORCE * overlap / apart)[:, None]
+        force = np.zeros((self.num_envs, self.position.shape[1], 2))
+        np.add.at(force, (b, first[pair]), push)
+        np.add.at(force, (b, second[pair]), -push)
+        return force[:, : self.actors]
 
     # What observations are made of, for the rows asked for ----------------------------------------
 
     def _landmarks(self, rows: np.ndarray | slice) -> np.ndarray:
         """Return landmarks as each agent sees them, (rows, N, landmarks × 2)."""
-        position = self.position[rows]
-        return _flat(position[:, None, self.actors :] - position[:, : self.n_agents, None])
+        place = _columns(self.position[rows])
+        return _rows(place[None, self.actors :] - place[: self.n_agents, None])
 
     def _team(self, rows: np.ndarray | slice) -> np.ndarray:
         """Return the other actors as each agent sees them, (rows, N, (M - 1) × 2)."""
-        position = self.position[rows]
-        return _flat(position[:, self._others] - position[:, : self.n_agents, None])
+        place = _columns(self.position[rows])
+        return _rows(place[self._others] - place[: self.n_agents, None])
 
     def _touching(self, first: slice, second: slice) -> np.ndarray:
         """Return whether actors of one kind overlap with actors of another, (B, first, second)."""
@@ -239,9 +242,14 @@ class BatchedParticles(BatchedParallelEnv):
         return canvas.image()
 
 
-def _flat(x: np.ndarray) -> np.ndarray:
-    """Return (rows, N, k, d) as (rows, N, k d)."""
-    return x.reshape(*x.shape[:2], -1)
+def _columns(x: np.ndarray) -> np.ndarray:
+    """Return (B, k, 2) as (k, 2, B): with the batch last, NumPy's loops are long and so fast."""
+    return np.ascontiguousarray(x.transpose(1, 2, 0))
+
+
+def _rows(x: np.ndarray) -> np.ndarray:
+    """Return (N, k, 2, B) as (B, N, 2 k)."""
+    return x.reshape(len(x), -1, x.shape[-1]).transpose(2, 0, 1)
 
 
 def _check(config: Any, **least: int) -> None:
@@ -317,9 +325,12 @@ class BatchedCooperativeNavigation(BatchedParticles):
 
     def distances(self) -> np.ndarray:
         """Return how far each agent is from each landmark, (B, N, N)."""
-        n = self.n_agents
-        delta = self.position[:, :n, None] - self.position[:, None, n:]
-        return np.sqrt(np.einsum("bned,bned->bne", delta, delta))
+        return np.ascontiguousarray(self._distances().transpose(2, 0, 1))
+
+    def _distances(self) -> np.ndarray:
+        """Return the same with the batch last, (N, N, B)."""
+        n, place = self.n_agents, _columns(self.position)
+        return np.asarray(np.sqrt(np.square(place[:n, None] - place[None, n:]).sum(2)))
 
     def scripted(self) -> np.ndarray:
         """Return actions by which each agent goes to its landmark under the best assignment."""
@@ -330,8 +341,8 @@ class BatchedCooperativeNavigation(BatchedParticles):
         return self._joint(moves, np.zeros(moves.shape[:2], np.int64))
 
     def _rewards(self) -> np.ndarray:
-        near = self.distances().min(1)  # (B, landmarks)
-        ratio, common = self.config.local_ratio, -near.sum(1, keepdims=True)
+        self._near = self._distances().min(0)  # (landmarks, B)
+        ratio, common = self.config.local_ratio, -self._near.sum(0)[:, None]
         if ratio == 0:
             return np.broadcast_to(common, (self.num_envs, self.n_agents))
         team = slice(0, self.n_agents)
@@ -339,8 +350,8 @@ class BatchedCooperativeNavigation(BatchedParticles):
         return (1 - ratio) * common - ratio * hits
 
     def _info(self) -> dict[str, Any]:
-        covered = self.distances().min(1) < 0.15  # within an agent's radius
-        return {"episode_metrics": {"covered": covered.mean(1)}}
+        covered = self._near < 0.15  # within an agent's radius
+        return {"episode_metrics": {"covered": covered.mean(0)}}
 
 
 def _assignment(cost: np.ndarray) -> np.ndarray:
@@ -440,7 +451,8 @@ class BatchedPredatorPrey(BatchedParticles):
         out[:, self.predators, far:] = fast.reshape(len(fast), 1, -1)
         if n == m:
             others = self._others[c.n_predators :, c.n_predators :]  # other prey, each prey's
-            out[:, self.prey, far : self.obs_dim - 2] = _flat(velocity[:, others])
+            mates = velocity[:, others]  # (rows, prey, other prey, 2)
+            out[:, self.prey, far : self.obs_dim - 2] = mates.reshape(*mates.shape[:2], -1)
         return out
 
     def _rewards(self) -> np.ndarray:

@@ -21,7 +21,7 @@ import tyro
 
 from marl_lib import experiments, runs
 from marl_lib.config import ConfigError, to_mapping
-from marl_lib.envs import ENVS, GYMNASIUM
+from marl_lib.envs import ENVS, OTHERS
 from marl_lib.evaluation import summary
 from marl_lib.player import player
 from marl_lib.rollout import record
@@ -216,7 +216,7 @@ def _report(args: list[str]) -> None:
 def _list(args: list[str]) -> None:
     _Parser(prog="marl list").parse_args(args)
     for title, names in (
-        ("worlds", [*ENVS, f"{GYMNASIUM}NAME"]),
+        ("worlds", [*ENVS, *(f"{prefix}NAME" for prefix in OTHERS)]),
         ("algorithms", runs.ALGORITHMS),
         ("configurations", runs.shipped()),
         ("experiments", experiments.shipped_experiments()),

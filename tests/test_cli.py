@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from marl_lib import cli, runs
-from marl_lib.envs import ENVS
+from marl_lib.envs import ENVS, OTHERS
 from marl_lib.experiments import shipped_experiments
 from marl_lib.training import Trainer, TrainingDiverged, checkpoint
 
@@ -141,7 +141,7 @@ def test_list(marl: Marl) -> None:
     ended = marl("list")
     assert ended.code == 0
     shown = figures(ended.out)
-    assert shown["worlds"].split(", ") == [*ENVS, "gymnasium:NAME"]
+    assert shown["worlds"].split(", ") == [*ENVS, *(f"{p}NAME" for p in OTHERS)]
     assert shown["algorithms"].split(", ") == list(runs.ALGORITHMS)
     assert shown["configurations"].split(", ") == list(runs.shipped())
     assert shown["experiments"].split(", ") == list(shipped_experiments())

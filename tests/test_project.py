@@ -21,6 +21,7 @@ import pytest
 import repo
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,6 +83,14 @@ def test_constraints_pin_all_that_ci_installs_within_the_bounds():
     for name, requirement in requirements(*CI_EXTRAS).items():
         assert pinned[canonicalize_name(name)] in requirement.specifier
     assert set(pins.EXTRAS) == set(CI_EXTRAS)
+
+
+def test_constraints_can_be_installed_on_the_oldest_python_that_is_promised():
+    oldest = Requirement(f"python{PROJECT['requires-python']}").specifier
+    (bound,) = [clause.version for clause in oldest if clause.operator == ">="]
+    for name in pins.closure(PROJECT["name"], ("book", "test")):
+        needs = importlib.metadata.distribution(name).metadata["Requires-Python"]
+        assert SpecifierSet(needs or "").contains(f"{bound}.0"), f"{name} needs Python {needs}"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the pins are those of CI, which is Linux")

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
-from marl_lib.config import choice, convert, require
-from marl_lib.envs.adapters import GymnasiumBatch, History, TeamOfOne
+import gymnasium
+
+from marl_lib.config import ConfigError, choice, convert, require
+from marl_lib.envs.adapters import (
+    GymnasiumBatch,
+    History,
+    PettingZooBatch,
+    TeamOfOne,
+    TupleTeam,
+)
 from marl_lib.envs.base import BatchedParallelEnv, BatchedVectorEnv
 from marl_lib.envs.classic import (
     Acrobot,
@@ -75,6 +85,8 @@ __all__ = [
     "GridWorldConfig",
     "GymnasiumBatch",
     "History",
+    "PettingZooBatch",
+    "TupleTeam",
     "MatrixGame",
     "MatrixGameConfig",
     "MountainCar",
@@ -147,11 +159,31 @@ def _colour_match(num_envs: int, options: ColourMatchConfig, autoreset: bool) ->
 
 
 @dataclass(frozen=True)
-class GymnasiumConfig:
-    """Options of a world of gymnasium: none."""
+class OtherConfig:
+    """Options of a world of another package: none."""
 
 
-GYMNASIUM = "gymnasium:"  # before the name of any environment that gymnasium can make
+def _gymnasium_team(name: str, num_envs: int, autoreset: bool) -> PettingZooBatch:
+    return PettingZooBatch(
+        lambda: TupleTeam(gymnasium.make(name, disable_env_checker=True)), num_envs, autoreset
+    )
+
+
+def _pettingzoo(module: str, num_envs: int, autoreset: bool) -> PettingZooBatch:
+    try:
+        make = importlib.import_module(module).parallel_env
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{module} is no module with a parallel_env: {error}") from error
+    return PettingZooBatch(make, num_envs, autoreset)
+
+
+# Before the name of any environment that gymnasium can make, of one of its whose spaces are tuples
+# over agents, and of any module with a PettingZoo ``parallel_env``.
+OTHERS: dict[str, Callable[[str, int, bool], BatchedParallelEnv]] = {
+    "gymnasium:": GymnasiumBatch,
+    "gymnasium-team:": _gymnasium_team,
+    "pettingzoo:": _pettingzoo,
+}
 
 ENVS: dict[str, _Entry] = {
     "GridWorld": _team(BatchedGridWorld, GridWorldConfig),
@@ -170,6 +202,16 @@ ENVS: dict[str, _Entry] = {
 }
 
 
+def _other(
+    build: Callable[[str, int, bool], BatchedParallelEnv],
+    name: str,
+    num_envs: int,
+    _: Any,
+    auto: bool,
+) -> BatchedParallelEnv:
+    return build(name, num_envs, auto)
+
+
 def entry(name: str) -> _Entry:
     """Return how a world is made and the class of its options.
 
@@ -178,10 +220,10 @@ def entry(name: str) -> _Entry:
     ConfigError
         If the name is unknown.
     """
-    if isinstance(name, str) and name.startswith(GYMNASIUM):
-        spec = name.removeprefix(GYMNASIUM)
-        return _Entry(GymnasiumConfig, lambda n, _, autoreset: GymnasiumBatch(spec, n, autoreset))
-    return ENVS[choice("environment", name, [*ENVS, f"{GYMNASIUM}NAME"])]
+    for prefix, build in OTHERS.items():
+        if isinstance(name, str) and name.startswith(prefix):
+            return _Entry(OtherConfig, partial(_other, build, name.removeprefix(prefix)))
+    return ENVS[choice("environment", name, [*ENVS, *(f"{prefix}NAME" for prefix in OTHERS)])]
 
 
 def make(
@@ -192,7 +234,9 @@ def make(
     Parameters
     ----------
     name : str
-        One of ``ENVS``, or ``gymnasium:`` and the name of an environment of gymnasium.
+        One of ``ENVS``; or ``gymnasium:`` and the name of an environment of gymnasium
+        (``gymnasium-team:`` if its spaces are tuples over agents); or ``pettingzoo:`` and a module
+        that has a ``parallel_env``, such as ``pettingzoo:mpe2.simple_spread_v3``.
     num_envs : int
     options : the world's options dataclass, a mapping of them, or None for its defaults
 

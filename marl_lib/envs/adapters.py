@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
+from pettingzoo import ParallelEnv
 
 from marl_lib.config import ConfigError
 from marl_lib.envs.base import BatchedParallelEnv, BatchedVectorEnv, Seeds, Step, Tokens
@@ -229,3 +230,180 @@ class GymnasiumBatch(BatchedParallelEnv):
     def render_rgb(self, index: int = 0) -> np.ndarray:
         """Refuse: gymnasium needs to be told at its making that it is to draw."""
         raise NotImplementedError("worlds of gymnasium are not drawn here")
+
+
+class PettingZooBatch(BatchedParallelEnv):
+    """B copies of a PettingZoo parallel environment, stepped one after the other.
+
+    Agents may differ: shorter observations are filled up with zeros, and where some have fewer
+    actions than others, or an environment forbids some, ``info`` has masks. An agent that has left
+    sees zeros and earns nothing until the whole team is through. The state of the environments
+    cannot be looked into, so a resumed run starts its episodes anew.
+
+    Parameters
+    ----------
+    make : callable
+        Returns one environment. Observations must be Boxes, which are flattened; actions Discrete
+        for all agents, or for all a Box of one axis and the same bounds.
+    num_envs : int
+    autoreset : bool
+
+    Raises
+    ------
+    ConfigError
+        If the spaces are others.
+    """
+
+    def __init__(self, make: Callable[[], ParallelEnv], num_envs: int = 1, autoreset: bool = True):
+        self.envs = [make() for _ in range(num_envs)]
+        first = self.envs[0]
+        self.names = list(first.possible_agents)
+        seen = [first.observation_space(a) for a in self.names]
+        acts = [first.action_space(a) for a in self.names]
+        for a, space in zip(self.names, seen, strict=True):
+            if not isinstance(space, spaces.Box):
+                raise ConfigError(f"observations must be a Box, got {space} for agent {a}")
+        sizes = [int(np.prod(space.shape)) for space in seen]
+        self._choices = np.array([getattr(space, "n", 0) for space in acts])
+        discrete = all(isinstance(space, spaces.Discrete) for space in acts)
+        if discrete:
+            action: spaces.Discrete | spaces.Box = spaces.Discrete(int(self._choices.max()))
+        elif isinstance(acts[0], spaces.Box) and all(space == acts[0] for space in acts):
+            action = acts[0]
+        else:
+            raise ConfigError(f"actions must be Discrete for all or one Box for all, got {acts}")
+        super().__init__(num_envs, len(self.names), max(sizes), action, None, autoreset)
+        self._masked = discrete and len(set(self._choices)) > 1
+
+    def reset(
+        self, *, seed: Seeds = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start new episodes."""
+        seeds: list[int | None] = [None] * self.num_envs
+        if seed is not None or self.streams is None:
+            self.streams = RandomStreams(*self._blocks(seed), "world")
+            seeds = (self.streams.integers(2**31, 1)[:, 0]).tolist()
+        found = [env.reset(seed=s) for env, s in zip(self.envs, seeds, strict=True)]
+        self._masked |= any("action_mask" in i for _, infos in found for i in infos.values())
+        obs = np.stack([self._obs(o) for o, _ in found])
+        return obs, self._masks("action_mask", [infos for _, infos in found])
+
+    def step(self, action: np.ndarray) -> Step:
+        """Advance every environment by one step."""
+        action, shape = self._check_action(action), (self.num_envs, self.n_agents)
+        final = np.zeros((*shape, self.obs_dim), np.float32)
+        reward = np.zeros(shape, np.float32)
+        terminated, truncated = np.zeros((2, self.num_envs), bool)
+        last: list[dict[Any, Any]] = []
+        for b, env in enumerate(self.envs):
+            given = {a: action[b, i] for i, a in enumerate(self.names) if a in env.agents}
+            seen, paid, over, cut, infos = env.step(given)
+            final[b] = self._obs(seen)
+            reward[b] = [paid.get(a, 0.0) for a in self.names]
+            if not env.agents:
+                truncated[b] = any(cut.values())
+                terminated[b] = not truncated[b]
+            last.append(infos)
+        done = terminated | truncated
+        info = {"final_obs": final, "_final_obs": done, **self._masks("final_mask", last)}
+        obs = final
+        if self.autoreset and done.any():
+            obs = final.copy()
+            for b in np.flatnonzero(done).tolist():
+                start, last[b] = self.envs[b].reset()
+                obs[b] = self._obs(start)
+        return obs, reward, terminated, truncated, info | self._masks("action_mask", last)
+
+    def _obs(self, seen: dict[Any, np.ndarray]) -> np.ndarray:
+        """Return the observations of all agents (N, D), zeros for those that have left."""
+        out = np.zeros((self.n_agents, self.obs_dim), np.float32)
+        for i, agent in enumerate(self.names):
+            if agent in seen:
+                flat = np.ravel(seen[agent])
+                out[i, : len(flat)] = flat
+        return out
+
+    def _masks(self, name: str, infos: list[dict[Any, Any]]) -> dict[str, np.ndarray]:
+        """Return which actions are legal, (B, N, A), if that is ever a question."""
+        if not self._masked:
+            return {}
+        legal = np.arange(self.n_actions) < self._choices[:, None]  # (N, A)
+        out = np.repeat(legal[None], self.num_envs, axis=0)
+        for b, told in enumerate(infos):
+            for i, agent in enumerate(self.names):
+                if "action_mask" in told.get(agent, {}):
+                    out[b, i, : self._choices[i]] = told[agent]["action_mask"]
+        return {name: out}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the random streams, all that can be kept."""
+        assert self.streams is not None, "reset() first"
+        return {"streams": self.streams.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the random streams and start new episodes."""
+        self.streams = RandomStreams(0, self.num_envs, "world")
+        self.streams.load_state_dict(state["streams"])
+        for env, seed in zip(self.envs, self.streams.integers(2**31, 1)[:, 0], strict=True):
+            env.reset(seed=int(seed))
+
+
+class TupleTeam(ParallelEnv):
+    """A gymnasium environment whose spaces are tuples, one entry an agent, as a PettingZoo one.
+
+    So are, for instance, those of lbforaging. An episode ends for all agents at once.
+
+    Parameters
+    ----------
+    env : gymnasium.Env
+    """
+
+    metadata: dict[str, Any] = {"name": "tuple_team"}
+
+    def __init__(self, env: gymnasium.Env):
+        if not isinstance(env.action_space, spaces.Tuple):
+            raise ConfigError(f"the actions of a team are a Tuple, got {env.action_space}")
+        assert isinstance(env.observation_space, spaces.Tuple)
+        self.env = env
+        self.possible_agents = list(range(len(env.action_space.spaces)))
+        self.agents: list[int] = []
+        self.observation_spaces = dict(enumerate(env.observation_space.spaces))
+        self.action_spaces = dict(enumerate(env.action_space.spaces))
+
+    def observation_space(self, agent: int) -> spaces.Space:
+        """Return what an agent sees."""
+        return self.observation_spaces[agent]
+
+    def action_space(self, agent: int) -> spaces.Space:
+        """Return what an agent can do."""
+        return self.action_spaces[agent]
+
+    def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+        """Start an episode."""
+        obs, _ = self.env.reset(seed=seed, options=options)
+        self.agents = list(self.possible_agents)
+        return dict(enumerate(obs)), {a: {} for a in self.agents}
+
+    def step(self, actions: dict[int, Any]) -> tuple[dict, dict, dict, dict, dict]:
+        """Advance by one step."""
+        joint = tuple(actions[a] for a in self.possible_agents)
+        obs, reward, terminated, truncated, _ = self.env.step(joint)
+        agents = self.agents
+        if terminated or truncated:
+            self.agents = []
+        paid: Any = reward  # one for each agent, whatever gymnasium's types say
+        return (
+            dict(enumerate(obs)),
+            {a: float(r) for a, r in zip(agents, paid, strict=True)},
+            dict.fromkeys(agents, bool(terminated)),
+            dict.fromkeys(agents, bool(truncated)),
+            {a: {} for a in agents},
+        )
+
+    def render(self) -> Any:
+        """Return what the environment draws."""
+        return self.env.render()
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()

@@ -1,4 +1,4 @@
-"""What wraps a world: teams of one, hidden entries, histories, and worlds of gymnasium."""
+"""What wraps a world: teams of one, hidden entries, histories, worlds of other packages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from pettingzoo import ParallelEnv
 
 from marl_lib.config import ConfigError
 from marl_lib.envs import (
@@ -17,10 +18,13 @@ from marl_lib.envs import (
     ClassicConfig,
     GymnasiumBatch,
     History,
+    PettingZooBatch,
     TeamOfOne,
     make,
 )
 from marl_lib.envs.base import BatchedParallelEnv, BatchedVectorEnv, PettingZooFace
+from marl_lib.planning import random_actions
+from marl_lib.rollout import play
 from marl_lib.seeding import RandomStreams
 
 WORLDS = pytest.mark.parametrize("kind", [BatchedCartPole, BatchedAcrobot, BatchedMountainCar])
@@ -390,3 +394,100 @@ def test_a_batch_of_gymnasium_refuses_what_it_cannot_do():
         make("gymnasium:Pendulum-v1", 1, {"max_steps": 3})
     with pytest.raises(ConfigError, match="environment 'Pendulum-v1' is not known"):
         make("Pendulum-v1", 1)
+
+
+# PettingZoo ---------------------------------------------------------------------------------------
+
+
+class Relay(ParallelEnv):
+    """Agent "a" leaves after two steps, "b" after four; "b" has fewer actions and sees less."""
+
+    metadata = {"name": "relay"}
+    possible_agents = ["a", "b"]
+
+    def observation_space(self, agent):
+        return spaces.Box(-9, 9, (3,) if agent == "a" else (2,), np.float32)
+
+    def action_space(self, agent):
+        return spaces.Discrete(4 if agent == "a" else 3)
+
+    def reset(self, seed=None, options=None):
+        self.agents, self.t, self.seed = ["a", "b"], 0, seed
+        return self._seen(), {a: {} for a in self.agents}
+
+    def _seen(self):
+        return {
+            a: np.full(self.observation_space(a).shape, self.t, np.float32) for a in self.agents
+        }
+
+    def step(self, actions):
+        assert set(actions) == set(self.agents)
+        self.t += 1
+        agents, seen = self.agents, self._seen()
+        over = {a: self.t == (2 if a == "a" else 4) for a in agents}
+        self.agents = [a for a in agents if not over[a]]
+        forbids = {a: {"action_mask": np.array([1, 0, 1])} if a == "b" else {} for a in agents}
+        paid = {a: float(actions[a]) for a in agents}
+        return seen, paid, over, dict.fromkeys(agents, False), forbids
+
+
+@pytest.mark.parametrize("autoreset", [True, False])
+def test_a_team_of_different_agents_is_filled_up_and_masked(autoreset):
+    world = PettingZooBatch(Relay, 2, autoreset)
+    assert (world.n_agents, world.obs_dim, world.n_actions) == (2, 3, 4)
+    obs, info = world.reset(seed=0)
+    assert world.envs[0].seed != world.envs[1].seed
+    np.testing.assert_array_equal(info["action_mask"][1], [[1, 1, 1, 1], [1, 1, 1, 0]])
+    for t in range(1, 5):
+        obs, reward, terminated, truncated, info = world.step(np.array([[3, 2], [0, 1]]))
+        alive = t <= 2
+        np.testing.assert_array_equal(reward, [[3 * alive, 2], [0, 1]])
+        final = info["final_obs"][0]
+        np.testing.assert_array_equal(final, [[t * alive] * 3, [t, t, 0]])
+        assert terminated.all() == (t == 4) and not truncated.any()
+        np.testing.assert_array_equal(info["final_mask"][0, 1], [1, 0, 1, 0])
+    if autoreset:
+        assert not obs.any()  # the next episode's first
+        np.testing.assert_array_equal(info["action_mask"][0, 1], [1, 1, 1, 0])
+
+
+def test_mpe2_through_the_adapter_is_our_own_world():
+    theirs = make("pettingzoo:mpe2.simple_spread_v3", 3)
+    ours = make("CooperativeNavigation", 3, {"local_ratio": 0.5})
+    seen, _ = theirs.reset(seed=4)
+    ours.reset(seed=0)
+    worlds = [env.aec_env.unwrapped.world for env in theirs.envs]
+    place = [[body.state.p_pos for body in world.entities] for world in worlds]
+    np.testing.assert_allclose(ours.set_state(place, np.zeros((3, 3, 2))), seen, atol=1e-6)
+    rng = np.random.default_rng(0)
+    for _ in range(25):
+        action = rng.integers(5, size=(3, 3))
+        expected = theirs.step(action)
+        found = ours.step(action)
+        np.testing.assert_allclose(found[4]["final_obs"], expected[4]["final_obs"], atol=1e-5)
+        np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
+        np.testing.assert_array_equal(found[3], expected[3])
+    assert expected[3].all()
+
+
+def test_level_based_foraging_through_the_adapters():
+    world = make("gymnasium-team:lbforaging:Foraging-5x5-2p-1f-v3", 4)
+    assert (world.n_agents, world.obs_dim, world.n_actions) == (2, 9, 6)
+    obs, _ = world.reset(seed=1)
+    again, _ = make("gymnasium-team:lbforaging:Foraging-5x5-2p-1f-v3", 4).reset(seed=1)
+    np.testing.assert_array_equal(obs, again)
+    episodes = play(world, random_actions(world), 0)
+    assert episodes.lengths.max() <= 50 and 0 < episodes.returns.mean() <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pettingzoo:mpe2.no_such_thing", "is no module with a parallel_env"),
+        ("pettingzoo:json", "is no module with a parallel_env"),
+        ("gymnasium-team:CartPole-v1", "the actions of a team are a Tuple"),
+    ],
+)
+def test_what_is_no_team_is_refused(name, message):
+    with pytest.raises(ConfigError, match=message):
+        make(name)

@@ -67,3 +67,43 @@ class RewardScale:
             self.total = self.total * ~ended[:, t]
         self.norm.update(totals.flatten(1).unsqueeze(-1))
         return reward * self.norm.scale.unsqueeze(-1)
+
+
+def q_lambda_return(
+    reward: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    ended: Tensor,
+    gamma: float,
+    lam: float,
+) -> Tensor:
+    """Return Peng's Q(λ) returns (Peng, Williams 1996), as Gallici et al. 2024 use them.
+
+    G_t = r_t + γ [λ G_{t+1} + (1 - λ) max_a Q(s_{t+1}, a)]. Where an episode ended, and at the end
+    of the rollout, there is no G_{t+1}, and max_a Q(s_{t+1}, a) stands for it; after termination
+    both are zero. The later actions are taken as they come, exploring or not, which is biased but
+    needs no ratios.
+
+    Parameters
+    ----------
+    reward, terminated : (..., T, B)
+    next_value : (..., T, B)
+        max_a Q of the observation each step led to, before any reset; need not be finite where
+        the episode was terminated.
+    ended : (..., T, B)
+        Terminated or truncated.
+
+    Returns
+    -------
+    Tensor (..., T, B)
+    """
+    bootstrap = gamma * next_value.masked_fill(terminated, 0.0)
+    keep = lam * ~ended
+    now = reward + (1 - keep) * bootstrap
+    carry = gamma * keep
+    out = torch.empty_like(now)
+    out[..., -1, :] = last = reward[..., -1, :] + bootstrap[..., -1, :]
+    for t in reversed(range(now.shape[-2] - 1)):
+        last = now[..., t, :] + carry[..., t, :] * last
+        out[..., t, :] = last
+    return out

@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 
 class Categorical:
@@ -67,3 +68,102 @@ class DiagonalGaussian:
 
 
 Distribution = Categorical | DiagonalGaussian
+
+
+def standard_normal(noise: Tensor) -> Tensor:
+    """Return standard normal numbers from uniform ones in [0, 1], of any shape."""
+    return torch.special.ndtri(noise.clamp(1e-7, 1 - 1e-7))  # the quantile of 0 is infinite
+
+
+class SquashedGaussian:
+    """A independent numbers between bounds: normal ones through tanh, stretched to the bounds.
+
+    Parameters
+    ----------
+    output : (..., 2 A)
+        Means and log standard deviations of the numbers before tanh.
+    low, high : (A,)
+        Bounds, finite.
+
+    Notes
+    -----
+    With a = c + h tanh(u), c the middle and h half the width of the bounds, the density of a is
+    that of u divided by h (1 - tanh² u) (Haarnoja et al. 2018, "Soft actor-critic algorithms and
+    applications", appendix C, here with the width of the bounds).
+    """
+
+    def __init__(self, output: Tensor, low: Tensor, high: Tensor):
+        self.mean, self.log_std = output.chunk(2, dim=-1)
+        self.middle, self.half = (high + low) / 2, (high - low) / 2
+
+    def _squash(self, before: Tensor) -> Tensor:
+        return self.middle + self.half * before.tanh()
+
+    def _log_prob_before(self, before: Tensor, z: Tensor) -> Tensor:
+        """Return log π(a) for a = c + h tanh(u), u = mean + std z, given u and z.
+
+        1 - tanh² u is zero to rounding where |u| is large; its logarithm written as
+        2 (log 2 - u - softplus(-2 u)) is right to the last digit for all u.
+        """
+        log_slope = 2 * (math.log(2) - before - softplus(-2 * before)) + self.half.log()
+        log_normal = -(0.5 * z.square() + self.log_std + 0.5 * math.log(2 * math.pi))
+        return (log_normal - log_slope).sum(-1)
+
+    def sample_with_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return actions (..., A) from uniform numbers (..., A), and log π of them, (...).
+
+        Gradients flow through both to the output of the network. The logarithm is taken before
+        tanh, so it is exact where the action has run into its bounds.
+        """
+        z = standard_normal(noise)
+        before = self.mean + self.log_std.exp() * z
+        return self._squash(before), self._log_prob_before(before, z)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Return actions (..., A) from uniform numbers in [0, 1), (..., A)."""
+        return self._squash(self.mean + self.log_std.exp() * standard_normal(noise))
+
+    def mode(self) -> Tensor:
+        """Return the medians (..., A): the means, squashed.
+
+        The greatest density may lie elsewhere, for wide distributions at the bounds.
+        """
+        return self._squash(self.mean)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return the log density of actions (..., A), summed over their parts, (...).
+
+        An action on a bound is judged as the nearest one inside that a float can tell from it.
+        """
+        inside = 1 - torch.finfo(action.dtype).eps
+        before = ((action - self.middle) / self.half).clamp(-inside, inside).atanh()
+        return self._log_prob_before(before, (before - self.mean) * (-self.log_std).exp())
+
+
+def gumbel(noise: Tensor) -> Tensor:
+    """Return standard Gumbel numbers, finite, from uniform ones in [0, 1], of any shape.
+
+    The action with the largest sum of log-probability and such a number is a draw from the
+    distribution (Gumbel 1954); an action of log-probability -∞ is never drawn.
+    """
+    return -(-noise.clamp(1e-7, 1 - 1e-7).log()).log()
+
+
+def gumbel_softmax(logits: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return a draw of one of A actions as a one-hot vector that gradients flow through.
+
+    Forward it is one-hot; backward it is softmax((logits + Gumbel numbers) / temperature)
+    (Jang, Gu, Poole 2017, "Categorical reparameterization with Gumbel-softmax", section 2.2).
+
+    Parameters
+    ----------
+    logits : (..., A)
+        Unnormalised log-probabilities; -∞ for what must not be drawn.
+    noise : (..., A)
+        Uniform numbers in [0, 1).
+    temperature : float
+        Small ones make the backward path nearer to a one-hot vector, and its gradients rougher.
+    """
+    soft = ((logits + gumbel(noise)) / temperature).softmax(-1)
+    hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
+    return hard + (soft - soft.detach())  # exactly one-hot, which (hard - soft) + soft is not

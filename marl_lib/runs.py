@@ -15,12 +15,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from gymnasium.spaces import Discrete
 
 from marl_lib.algorithms.dqn import DQN, DQNConfig
+from marl_lib.algorithms.maddpg import MADDPG, MADDPGConfig
+from marl_lib.algorithms.mappo import MAPPO, IPPOConfig, MAPPOConfig
 from marl_lib.algorithms.ppo import PPO, AttentionPPOConfig, PPOConfig
+from marl_lib.algorithms.pqn import PQN, PQNConfig, PQNVDNConfig
+from marl_lib.algorithms.qmix import QMIX, QMIXConfig, VDNConfig
+from marl_lib.algorithms.sac import SAC, SACConfig
 from marl_lib.config import ConfigError, choice, from_mapping, read_yaml, require, to_mapping
 from marl_lib.envs import BatchedParallelEnv, entry, make
 from marl_lib.seeding import check_seed
@@ -36,7 +42,8 @@ from marl_lib.training import (
 
 CONFIGS = Path(__file__).parent / "configs"
 
-ALGORITHMS: dict[str, tuple[Callable[[RunConfig, BatchedParallelEnv], Any], type]]
+Build = Callable[["RunConfig", BatchedParallelEnv], Any]
+ALGORITHMS: dict[str, tuple[Build, type]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,8 @@ class RunConfig(LoopConfig):
     Parameters
     ----------
     env, algorithm : str
-        See ``marl list``; the algorithm is by default dqn on the grid world, else attention_ppo.
+        See ``marl list``; the algorithm is by default dqn on the grid world, attention_ppo for one
+        agent, mappo for several.
     seed : int
         The first seed.
     replicates : int
@@ -136,6 +144,8 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+ONE_AGENT = ("ColourMatch", "CartPole-v1", "Acrobot-v1", "MountainCar-v0")
+
 # Names of a published configuration of attention PPO -> ours
 OTHER_NAMES = {
     "env_name": "env",
@@ -169,7 +179,10 @@ def default_algorithm(env: str, given: Mapping[str, Any]) -> str:
     sections = [name for name in ALGORITHMS if name in given]
     if len(sections) == 1:
         return sections[0]
-    return "dqn" if env == "GridWorld" else "attention_ppo"
+    if env == "GridWorld":
+        return "dqn"
+    alone = env in ONE_AGENT or str(env).startswith("gymnasium:")
+    return "attention_ppo" if alone else "mappo"
 
 
 def run_config(*layers: Mapping[str, Any]) -> RunConfig:
@@ -210,35 +223,34 @@ def build_learner(config: RunConfig, env: BatchedParallelEnv) -> Any:
     return ALGORITHMS[config.algorithm][0](config, env)
 
 
-def _dqn(config: RunConfig, env: BatchedParallelEnv) -> DQN:
-    if not isinstance(env.single_action_space, Discrete):
-        raise ConfigError(f"dqn needs discrete actions, those of {config.env} are continuous")
-    require(not config.sampled, "sampled", config.sampled, "false for dqn, whose policy is greedy")
-    _, info = env.reset(seed=0)
-    return DQN(
-        env.obs_dim,
-        env.n_actions,
-        env.n_agents,
-        config.num_envs,
-        config.seeds,
-        getattr(config, config.algorithm),
-        action_masks="action_mask" in info,
-        device=config.device,
-    )
+Bounds = tuple[np.ndarray, np.ndarray] | None
 
 
-def _ppo(config: RunConfig, env: BatchedParallelEnv) -> PPO:
+def _actions(config: RunConfig, env: BatchedParallelEnv, kinds: str) -> tuple[int, Bounds]:
+    """Return the number of discrete actions, or of parts of a continuous one with their bounds."""
+    space = env.single_action_space
+    discrete = isinstance(space, Discrete)
+    if kinds not in ("any", "discrete" if discrete else "continuous"):
+        theirs = "discrete" if discrete else "continuous"
+        raise ConfigError(
+            f"{config.algorithm} needs {kinds} actions, those of {config.env} are {theirs}"
+        )
+    if isinstance(space, Discrete):
+        return int(space.n), None
+    return len(space.low), (space.low, space.high)
+
+
+def _one_agent(config: RunConfig, env: BatchedParallelEnv) -> None:
     if env.n_agents > 1:
         raise ConfigError(
             f"{config.algorithm} learns for one agent, {config.env} has {env.n_agents}; "
             "choose another algorithm or set env_options.n_agents to 1"
         )
-    space = env.single_action_space
-    bounds = None
-    if isinstance(space, Discrete):
-        n_actions = int(space.n)
-    else:
-        bounds, n_actions = (space.low, space.high), len(space.low)
+
+
+def _ppo(config: RunConfig, env: BatchedParallelEnv) -> PPO:
+    _one_agent(config, env)
+    n_actions, bounds = _actions(config, env, "any")
     return PPO(
         env.obs_dim,
         n_actions,
@@ -252,10 +264,53 @@ def _ppo(config: RunConfig, env: BatchedParallelEnv) -> PPO:
     )
 
 
+def _sac(config: RunConfig, env: BatchedParallelEnv) -> SAC:
+    _one_agent(config, env)
+    n_actions, bounds = _actions(config, env, "continuous")
+    assert bounds is not None
+    settings = getattr(config, config.algorithm)
+    given = (env.obs_dim, n_actions, config.num_envs, config.seeds, settings)
+    return SAC(*given, bounds=bounds, device=config.device)
+
+
+def _team(kind: Callable[..., Any], kinds: str = "discrete", anneals: bool = True) -> Build:
+    """Return what builds a learner for teams; ``kinds`` of actions it can take."""
+
+    def build(config: RunConfig, env: BatchedParallelEnv) -> Any:
+        n_actions, bounds = _actions(config, env, kinds)
+        greedy = f"false for {config.algorithm}, whose policy is greedy"
+        require(not config.sampled or kind is MAPPO, "sampled", config.sampled, greedy)
+        _, info = env.reset(seed=0)
+        more: dict[str, Any] = {"total_steps": config.timesteps} if anneals else {}
+        if kinds == "any":
+            more["bounds"] = bounds
+        return kind(
+            env.obs_dim,
+            n_actions,
+            env.n_agents,
+            config.num_envs,
+            config.seeds,
+            getattr(config, config.algorithm),
+            action_masks="action_mask" in info,
+            device=config.device,
+            **more,
+        )
+
+    return build
+
+
 ALGORITHMS = {
-    "dqn": (_dqn, DQNConfig),
+    "dqn": (_team(DQN, anneals=False), DQNConfig),
+    "vdn": (_team(QMIX), VDNConfig),
+    "qmix": (_team(QMIX), QMIXConfig),
+    "pqn": (_team(PQN), PQNConfig),
+    "pqn_vdn": (_team(PQN), PQNVDNConfig),
+    "ippo": (_team(MAPPO, "any"), IPPOConfig),
+    "mappo": (_team(MAPPO, "any"), MAPPOConfig),
+    "maddpg": (_team(MADDPG, "any", anneals=False), MADDPGConfig),
     "ppo": (_ppo, PPOConfig),
     "attention_ppo": (_ppo, AttentionPPOConfig),
+    "sac": (_sac, SACConfig),
 }
 
 

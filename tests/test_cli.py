@@ -310,7 +310,7 @@ def test_report(marl: Marl, tmp_path: Path) -> None:
         (["train", "--config", "nosuch"], ["configuration 'nosuch' is not known", "gridworld-dqn"]),
         (["train", "--config", "no.yaml"], ["cannot read no.yaml: No such file"]),
         (["train", "--env", "Gridworld"], ["environment 'Gridworld'", "did you mean 'GridWorld'"]),
-        (["train", "--algorithm", "pop"], ["algorithm 'pop' is not known", "choices: dqn, ppo"]),
+        (["train", "--algorithm", "pop"], ["algorithm 'pop' is not known", "choices: dqn, vdn"]),
         (["train", "--timestep", "5"], ["--timestep", "--timesteps"]),
         (["train", "--dqn.gama", "1"], ["--dqn.gama", "--dqn.gamma"]),
         (["train", "--timesteps", "many"], ["--timesteps", "many"]),

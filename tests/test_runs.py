@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import yaml
 
 from marl_lib import runs
 from marl_lib.config import ConfigError, to_mapping
-from marl_lib.envs import ENVS
+from marl_lib.envs import ENVS, entry, make
 from marl_lib.rollout import play
 from marl_lib.training import EVALUATION_SEED
 
@@ -60,7 +61,9 @@ def test_another_world_does_not_take_the_settings_of_the_grid() -> None:
 @pytest.mark.parametrize("env", ENVS)
 def test_a_world_alone_names_an_algorithm_that_learns_it(env: str) -> None:
     config = runs.run_config({"env": env})
-    assert config.algorithm == ("dqn" if env == "GridWorld" else "attention_ppo")
+    agents = make(env).n_agents
+    usual = "mappo" if agents > 1 else "attention_ppo"
+    assert config.algorithm == ("dqn" if env == "GridWorld" else usual)
 
 
 def test_the_published_configuration_of_attention_ppo_is_read(tmp_path: Path) -> None:
@@ -106,10 +109,39 @@ def test_what_ships_can_be_run(name: str) -> None:
 @pytest.mark.parametrize("env", ENVS)
 def test_every_world_can_be_trained_on(env: str) -> None:
     changes = {k: v for k, v in TINY.items() if k not in ("env_options", "dqn")}
-    changes |= {"env": env, "timesteps": 60, "env_options": {"max_steps": 12}}
+    changes |= {"env": env, "timesteps": 60}
+    limited = "max_steps" in {f.name for f in fields(entry(env).options)}
+    changes |= {"env_options": {"max_steps": 12}} if limited else {}
     result = runs.make_trainer(runs.run_config(changes), progress=False).train()
     assert result.final["episode_return"].shape == (1, 6)
-    assert (result.final["episode_length"] <= 12).all()
+    assert (result.final["episode_length"] <= (12 if limited else 40)).all()
+
+
+@pytest.mark.parametrize("algorithm", runs.ALGORITHMS)
+@pytest.mark.parametrize("continuous", [False, True], ids=["discrete", "continuous"])
+def test_every_algorithm_learns_its_kind_of_world(algorithm: str, continuous: bool) -> None:
+    """Every algorithm is trained on a world with its kind of actions, and refuses the other."""
+    alone = algorithm in ("ppo", "attention_ppo", "sac")
+    env = "gymnasium:Pendulum-v1" if continuous else "CartPole-v1"
+    changes = {k: v for k, v in TINY.items() if k not in ("env_options", "dqn", "env")}
+    changes |= {"algorithm": algorithm, "timesteps": 200, "env": env if alone else NAVIGATION}
+    if not alone:
+        changes["env_options"] = {"continuous": continuous}
+    if algorithm in KINDS[continuous]:
+        result = runs.make_trainer(runs.run_config(changes), progress=False).train()
+        assert np.isfinite(result.final["episode_return"]).all()
+        assert result.steps >= 200
+    else:
+        with pytest.raises(ConfigError, match=f"{algorithm} needs .* actions"):
+            runs.make_trainer(runs.run_config(changes), progress=False)
+
+
+NAVIGATION = "CooperativeNavigation"
+EITHER = {"ppo", "attention_ppo", "ippo", "mappo", "maddpg"}
+KINDS = {
+    False: {"dqn", "vdn", "qmix", "pqn", "pqn_vdn", *EITHER},
+    True: {"sac", *EITHER},
+}
 
 
 def test_numbers_as_people_write_them(tmp_path: Path) -> None:

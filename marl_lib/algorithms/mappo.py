@@ -107,6 +107,13 @@ class MAPPOConfig:
         require(all(h >= 1 for h in self.hidden), "hidden", self.hidden, "widths of at least 1")
 
 
+@dataclass(frozen=True)
+class IPPOConfig(MAPPOConfig):
+    """Settings of IPPO: those of :class:`MAPPOConfig`, each critic seeing what its agent sees."""
+
+    critic: Literal["central", "own"] = "own"
+
+
 # Networks -----------------------------------------------------------------------------------------
 
 

@@ -90,6 +90,13 @@ class PQNConfig:
         require(all(h >= 1 for h in self.hidden), "hidden", self.hidden, "widths of at least 1")
 
 
+@dataclass(frozen=True)
+class PQNVDNConfig(PQNConfig):
+    """Settings of PQN-VDN: those of :class:`PQNConfig` with the team's value as a sum."""
+
+    mixer: Literal["none", "sum"] = "sum"
+
+
 class NormedQNetwork(nn.Module):
     """Action values of one observation, ``(..., D) -> (..., A)``, LayerNorm before every ReLU.
 

@@ -127,6 +127,13 @@ class QMIXConfig:
         return self.sequence_length if self.recurrent else self.n_step
 
 
+@dataclass(frozen=True)
+class VDNConfig(QMIXConfig):
+    """Settings of VDN: those of :class:`QMIXConfig` with the sum as mixer."""
+
+    mixer: Literal["monotonic", "sum"] = "sum"
+
+
 # Networks -----------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
 from marl_lib.config import require
+from marl_lib.exploration import decay, epsilon_greedy
 from marl_lib.replay import Replay
 from marl_lib.replicates import Adam, Replicates
 from marl_lib.seeding import RandomStreams
@@ -150,12 +151,6 @@ def td_target(
     return reward + discount * value.masked_fill(terminated, 0.0)
 
 
-def epsilon(config: DQNConfig, steps: int) -> float:
-    """Return the probability of a random action after ``steps`` steps."""
-    done = min(steps / config.epsilon_steps, 1.0) if config.epsilon_steps else 1.0
-    return config.epsilon_start + done * (config.epsilon_end - config.epsilon_start)
-
-
 class DQN:
     """R replicates of a team of N independent Q-learners on B environments each.
 
@@ -242,17 +237,17 @@ class DQN:
             q = q.masked_fill(~torch.as_tensor(info["action_mask"], device=self.device), -torch.inf)
         return q.argmax(-1)
 
+    @property
+    def epsilon(self) -> float:
+        """Probability of a random action now."""
+        c = self.config
+        return decay(c.epsilon_start, c.epsilon_end, c.epsilon_steps, self.steps)
+
     def act(self, obs: np.ndarray, info: dict[str, Any]) -> np.ndarray:
         """Return exploring actions (R × B, N) for observations (R × B, N, D)."""
         greedy = self._greedy(obs, info).numpy(force=True)
         draw = self.streams.uniform(2 * self.n_agents)
-        explore = draw[:, : self.n_agents] < epsilon(self.config, self.steps)
-        choice = draw[:, self.n_agents :]
-        if not self.action_masks:
-            return np.where(explore, (choice * self.n_actions).astype(np.int64), greedy)
-        legal = info["action_mask"].cumsum(-1)  # the k-th legal action is where this reaches k
-        k = (choice * legal[..., -1]).astype(np.int64) + 1
-        return np.where(explore, (legal >= k[..., None]).argmax(-1), greedy)
+        return epsilon_greedy(greedy, self.epsilon, draw, self.n_actions, info)
 
     # Learning -------------------------------------------------------------------------------------
 

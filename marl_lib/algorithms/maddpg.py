@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import one_hot
 
 from marl_lib.config import require
+from marl_lib.exploration import decay
 from marl_lib.nn.distributions import gumbel, gumbel_softmax, standard_normal
+from marl_lib.nn.layers import mlp
 from marl_lib.replay import Replay
 from marl_lib.replicates import Adam, Replicates
 from marl_lib.seeding import RandomStreams
@@ -95,21 +97,6 @@ class MADDPGConfig:
         for key in ("noise_start", "noise_end", "noise_steps", "actor_penalty", "learning_starts"):
             require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
         require(all(h >= 1 for h in self.hidden), "hidden", self.hidden, "widths of at least 1")
-
-
-def mlp(size_in: int, hidden: Sequence[int], size_out: int) -> nn.Sequential:
-    """Return linear layers with ReLU between, (..., size_in) -> (..., size_out)."""
-    widths = [size_in, *hidden, size_out]
-    layers: list[nn.Module] = []
-    for width_in, width_out in zip(widths, widths[1:], strict=False):
-        layers += [nn.Linear(width_in, width_out), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-def noise_scale(config: MADDPGConfig, steps: int) -> float:
-    """Return the deviation of the exploration noise after ``steps`` steps."""
-    done = min(steps / config.noise_steps, 1.0) if config.noise_steps else 1.0
-    return config.noise_start + done * (config.noise_end - config.noise_start)
 
 
 def replaced(policy: Tensor, replay: Tensor) -> Tensor:
@@ -303,7 +290,9 @@ class MADDPG:
         """Return actions with noise, from what the actors say and uniform numbers."""
         if not self.continuous:
             return out + gumbel(noise)  # the place of the maximum is a draw from softmax(out)
-        return out.tanh() + noise_scale(self.config, self.steps) * standard_normal(noise)
+        c = self.config
+        scale = decay(c.noise_start, c.noise_end, c.noise_steps, self.steps)
+        return out.tanh() + scale * standard_normal(noise)
 
     @torch.no_grad()
     def act(self, obs: np.ndarray, info: dict[str, Any]) -> np.ndarray:

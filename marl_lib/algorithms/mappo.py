@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from marl_lib.advantages import generalised_advantage
 from marl_lib.config import choice, require
 from marl_lib.nn.distributions import Categorical, DiagonalGaussian, Distribution
+from marl_lib.nn.layers import orthogonal
 from marl_lib.nn.normalization import RunningNorm
 from marl_lib.replicates import Adam, Replicates
 from marl_lib.seeding import RandomStreams
@@ -117,14 +118,6 @@ class IPPOConfig(MAPPOConfig):
 # Networks -----------------------------------------------------------------------------------------
 
 
-def linear(size_in: int, size_out: int, gain: float) -> nn.Linear:
-    """Return a layer with orthogonal weights (Saxe et al. 2014) of the given gain and no bias."""
-    layer = nn.Linear(size_in, size_out)
-    nn.init.orthogonal_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
 class TeamNetwork(nn.Module):
     """Hidden layers and a head: an actor or a critic.
 
@@ -144,9 +137,9 @@ class TeamNetwork(nn.Module):
         super().__init__()
         widths, layers = [size_in, *config.hidden], []
         for before, after in zip(widths, widths[1:], strict=False):
-            layers += [linear(before, after, math.sqrt(2)), ACTIVATIONS[config.activation]()]
+            layers += [orthogonal(before, after, math.sqrt(2)), ACTIVATIONS[config.activation]()]
         self.body = nn.Sequential(*layers)
-        self.head = linear(widths[-1], size_out, gain)
+        self.head = orthogonal(widths[-1], size_out, gain)
         self.log_std = nn.Parameter(torch.zeros(size_out)) if log_std else None
 
     def forward(self, x: Tensor) -> Tensor:

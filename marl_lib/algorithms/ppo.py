@@ -26,6 +26,7 @@ from marl_lib.nn.attention import (
     causal_mask,
 )
 from marl_lib.nn.distributions import Categorical, DiagonalGaussian, Distribution
+from marl_lib.nn.layers import orthogonal
 from marl_lib.nn.normalization import RunningNorm
 from marl_lib.replicates import Adam, Replicates
 from marl_lib.seeding import RandomStreams
@@ -163,19 +164,11 @@ class AttentionPPOConfig(PPOConfig):
 # Networks -----------------------------------------------------------------------------------------
 
 
-def linear(size_in: int, size_out: int, gain: float) -> nn.Linear:
-    """Return a layer with orthogonal weights (Saxe et al. 2014) of the given gain and no bias."""
-    layer = nn.Linear(size_in, size_out)
-    nn.init.orthogonal_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
 def mlp(widths: Sequence[int]) -> nn.Sequential:
     """Return hidden layers with tanh, (..., widths[0]) -> (..., widths[-1])."""
     layers: list[nn.Module] = []
     for size_in, size_out in zip(widths, widths[1:], strict=False):
-        layers += [linear(size_in, size_out, math.sqrt(2)), nn.Tanh()]
+        layers += [orthogonal(size_in, size_out, math.sqrt(2)), nn.Tanh()]
     return nn.Sequential(*layers)
 
 
@@ -299,7 +292,7 @@ class PPONetwork(nn.Module):
             self.encoder = AttentionEncoder(obs_dim, config, tokens, fused)
         width = self.encoder.size if self.encoder else obs_dim
         self.body = mlp([width, *config.hidden])
-        self.head = linear([width, *config.hidden][-1], out_dim, gain)
+        self.head = orthogonal([width, *config.hidden][-1], out_dim, gain)
         self.log_std = nn.Parameter(torch.zeros(out_dim)) if log_std else None
 
     def forward(self, obs: Tensor) -> Tensor:

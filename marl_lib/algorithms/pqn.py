@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from marl_lib.advantages import RewardScale, q_lambda_return
 from marl_lib.config import choice, require
+from marl_lib.exploration import decay, epsilon_greedy
 from marl_lib.replicates import Adam, Replicates
 from marl_lib.seeding import RandomStreams
 
@@ -122,12 +123,6 @@ class NormedQNetwork(nn.Module):
         """Return Q(x, ·), (..., A)."""
         out: Tensor = self.head(self.body(x))
         return out
-
-
-def epsilon(config: PQNConfig, steps: int) -> float:
-    """Return the probability of a random action after ``steps`` steps."""
-    done = min(steps / config.epsilon_steps, 1.0) if config.epsilon_steps else 1.0
-    return config.epsilon_start + done * (config.epsilon_end - config.epsilon_start)
 
 
 class PQN:
@@ -235,19 +230,19 @@ class PQN:
         """Return the greedy policy: ``(obs (R × any, N, D), info) -> action (R × any, N)``."""
         return lambda obs, info: self._best(obs, info)[1].flatten(0, 1).numpy(force=True)
 
+    @property
+    def epsilon(self) -> float:
+        """Probability of a random action now."""
+        c = self.config
+        return decay(c.epsilon_start, c.epsilon_end, c.epsilon_steps, self.steps)
+
     def act(self, obs: np.ndarray, info: dict[str, Any]) -> np.ndarray:
         """Return exploring actions (R × B, N) for observations (R × B, N, D)."""
         value, index = self._best(obs, info)
         self.data["best"][:, self.t] = value
         greedy = index.flatten(0, 1).numpy(force=True)
         draw = self.streams.uniform(2 * self.n_agents)
-        explore = draw[:, : self.n_agents] < epsilon(self.config, self.steps)
-        which = draw[:, self.n_agents :]
-        if not self.action_masks:
-            return np.where(explore, (which * self.n_actions).astype(np.int64), greedy)
-        legal = info["action_mask"].cumsum(-1)  # the k-th legal action is where this reaches k
-        k = (which * legal[..., -1]).astype(np.int64) + 1
-        return np.where(explore, (legal >= k[..., None]).argmax(-1), greedy)
+        return epsilon_greedy(greedy, self.epsilon, draw, self.n_actions, info)
 
     def observe(
         self,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from marl_lib.config import choice, require
+from marl_lib.exploration import decay, epsilon_greedy
 from marl_lib.nn.mixing import MonotonicMixer, SumMixer
 from marl_lib.nn.recurrent import GRUCell, run_cell
 from marl_lib.replay import Replay
@@ -178,12 +179,6 @@ class Agent(nn.Module):
         assert first is not None and state is not None
         states = run_cell(self.cell, features, first, state)
         return self.head(states), states
-
-
-def epsilon(config: QMIXConfig, steps: int) -> float:
-    """Return the probability of a random action after ``steps`` steps."""
-    done = min(steps / config.epsilon_steps, 1.0) if config.epsilon_steps else 1.0
-    return config.epsilon_start + done * (config.epsilon_end - config.epsilon_start)
 
 
 # The learner --------------------------------------------------------------------------------------
@@ -399,17 +394,17 @@ class QMIX:
 
         return act
 
+    @property
+    def epsilon(self) -> float:
+        """Probability of a random action now."""
+        c = self.config
+        return decay(c.epsilon_start, c.epsilon_end, c.epsilon_steps, self.steps)
+
     def act(self, obs: np.ndarray, info: dict[str, Any]) -> np.ndarray:
         """Return exploring actions (R × B, N) for observations (R × B, N, D)."""
         greedy, self.memory = self._greedy(obs, info, self.memory)
         draw = self.streams.uniform(2 * self.n_agents)
-        explore = draw[:, : self.n_agents] < epsilon(self.config, self.steps)
-        pick = draw[:, self.n_agents :]
-        if not self.action_masks:
-            return np.where(explore, (pick * self.n_actions).astype(np.int64), greedy)
-        legal = info["action_mask"].cumsum(-1)  # the k-th legal action is where this reaches k
-        k = (pick * legal[..., -1]).astype(np.int64) + 1
-        return np.where(explore, (legal >= k[..., None]).argmax(-1), greedy)
+        return epsilon_greedy(greedy, self.epsilon, draw, self.n_actions, info)
 
     # Learning -------------------------------------------------------------------------------------
 

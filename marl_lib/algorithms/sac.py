@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from marl_lib.config import require
 from marl_lib.nn.distributions import SquashedGaussian
+from marl_lib.nn.layers import mlp
 from marl_lib.replay import Replay
 from marl_lib.replicates import Adam, Replicates
 from marl_lib.seeding import RandomStreams
@@ -91,15 +92,6 @@ class SACConfig:
 
 
 # Networks -----------------------------------------------------------------------------------------
-
-
-def mlp(size_in: int, hidden: Sequence[int], size_out: int) -> nn.Sequential:
-    """Return linear layers with ReLU between, (..., size_in) -> (..., size_out)."""
-    widths = [size_in, *hidden, size_out]
-    layers: list[nn.Module] = []
-    for width_in, width_out in zip(widths, widths[1:], strict=False):
-        layers += [nn.Linear(width_in, width_out), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 class Twins(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from marl_lib.algorithms.dqn import DQN, DQNConfig, QNetwork, epsilon, td_target
+from marl_lib.algorithms.dqn import DQN, DQNConfig, QNetwork, td_target
 from marl_lib.config import ConfigError
 from marl_lib.planning import tabulate, value_iteration
 from marl_lib.runs import make_trainer, run_config
@@ -107,13 +107,6 @@ def test_layers_are_as_configured() -> None:
     shapes = [tuple(p.shape) for p in QNetwork(4, 3, (7, 5)).parameters()]
     assert shapes == [(7, 4), (7,), (5, 7), (5,), (3, 5), (3,)]
     assert [tuple(p.shape) for p in QNetwork(4, 3, ()).parameters()] == [(3, 4), (3,)]
-
-
-def test_epsilon_goes_down_in_a_line_and_stays() -> None:
-    config = DQNConfig(epsilon_start=0.9, epsilon_end=0.1, epsilon_steps=200)
-    found = [epsilon(config, steps) for steps in (0, 50, 100, 200, 10_000)]
-    assert found == pytest.approx([0.9, 0.7, 0.5, 0.1, 0.1])
-    assert epsilon(dataclasses.replace(config, epsilon_steps=0), 0) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(

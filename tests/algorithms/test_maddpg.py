@@ -12,11 +12,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from marl_lib.algorithms.maddpg import MADDPG, MADDPGConfig, mlp, noise_scale, replaced
+from marl_lib.algorithms.maddpg import MADDPG, MADDPGConfig, replaced
 from marl_lib.config import ConfigError
 from marl_lib.envs import make
 from marl_lib.envs.matrix import GAMES
 from marl_lib.nn.distributions import gumbel, gumbel_softmax
+from marl_lib.nn.layers import mlp
 from marl_lib.replicates import Replicates
 from marl_lib.training import LoopConfig, Trainer
 
@@ -141,13 +142,6 @@ def test_what_does_not_go_together_is_refused() -> None:
         learner(num_envs=9, buffer_size=8)
     with pytest.raises(ConfigError, match="bounds must be finite and in order"):
         MADDPG(OBS, 1, 2, 1, [0], bounds=(np.array([-np.inf]), np.array([1.0])))
-
-
-def test_exploration_noise_goes_from_start_to_end_in_a_line() -> None:
-    config = MADDPGConfig(noise_start=0.9, noise_end=0.1, noise_steps=200)
-    found = [noise_scale(config, steps) for steps in (0, 50, 100, 200, 10_000)]
-    assert found == pytest.approx([0.9, 0.7, 0.5, 0.1, 0.1])
-    assert noise_scale(dataclasses.replace(config, noise_steps=0), 0) == pytest.approx(0.1)
 
 
 # Acting -------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from marl_lib.algorithms.pqn import PQN, NormedQNetwork, PQNConfig, epsilon
+from marl_lib.algorithms.pqn import PQN, NormedQNetwork, PQNConfig
 from marl_lib.config import ConfigError
 from marl_lib.envs import make
 from marl_lib.planning import tabulate, value_iteration
@@ -89,13 +89,6 @@ def test_layers_are_normalised_before_every_relu() -> None:
         h = (h * norm.weight + norm.bias).clamp(min=0)
     torch.testing.assert_close(net(x), h @ net.head.weight.T + net.head.bias)
     assert [tuple(p.shape) for p in NormedQNetwork(4, 3, ()).parameters()] == [(3, 4), (3,)]
-
-
-def test_epsilon_goes_down_in_a_line_and_stays() -> None:
-    config = PQNConfig(epsilon_start=0.9, epsilon_end=0.1, epsilon_steps=200)
-    found = [epsilon(config, steps) for steps in (0, 50, 100, 200, 10_000)]
-    assert found == pytest.approx([0.9, 0.7, 0.5, 0.1, 0.1])
-    assert epsilon(dataclasses.replace(config, epsilon_steps=0), 0) == pytest.approx(0.1)
 
 
 def test_values_equal_plain_networks_and_agents_see_only_their_own() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from marl_lib.algorithms.qmix import QMIX, Agent, QMIXConfig, epsilon
+from marl_lib.algorithms.qmix import QMIX, Agent, QMIXConfig
 from marl_lib.config import ConfigError
 from marl_lib.envs import make
 from marl_lib.envs.matrix import GAMES, joint_values
@@ -139,13 +139,6 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
         learner(recurrent=True, buffer_size=9)
     with pytest.raises(ConfigError, match="buffer_size must be at least 6 here, got 5"):
         learner(n_step=3, buffer_size=5)
-
-
-def test_epsilon_goes_down_in_a_line_and_stays() -> None:
-    config = QMIXConfig(epsilon_start=0.9, epsilon_end=0.1, epsilon_steps=200)
-    found = [epsilon(config, steps) for steps in (0, 50, 100, 200, 10_000)]
-    assert found == pytest.approx([0.9, 0.7, 0.5, 0.1, 0.1])
-    assert epsilon(dataclasses.replace(config, epsilon_steps=0), 0) == pytest.approx(0.1)
 
 
 # Acting -------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ import torch
 from scipy import optimize, stats
 from torch import Tensor
 
-from marl_lib.algorithms.sac import SAC, SACConfig, mlp
+from marl_lib.algorithms.sac import SAC, SACConfig
 from marl_lib.config import ConfigError
 from marl_lib.nn.distributions import SquashedGaussian
+from marl_lib.nn.layers import mlp
 from marl_lib.replicates import Replicates
 
 OBS, ACTIONS, BATCH = 3, 2, 6

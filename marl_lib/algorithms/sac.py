@@ -291,7 +291,7 @@ class SAC:
 
     @torch.no_grad()
     def soft_target(self, batch: dict[str, Tensor], noise: Tensor) -> Tensor:
-        """Return r + γ (1 - terminated) (min Q'(s', a') - α log π(a'|s')), (R, batch).
+        """Return r + γ (1 - terminated) (min Q'(s', a') - α log π(a')), (R, batch).
 
         a' is drawn anew from the policy; a truncated transition is not terminated. Equations 3, 5.
         """
@@ -310,7 +310,7 @@ class SAC:
         return 0.5 * error.square().mean(1).sum(-1)
 
     def actor_loss(self, batch: dict[str, Tensor], noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean of α log π(a|s) - min Q(s, a), equation 7, and that of log π, (R,) each.
+        """Return the mean of α log π(a) - min Q(s, a), equation 7, and that of log π, (R,) each.
 
         The gradient reaches the actor through the action; the critics are held fixed.
         """

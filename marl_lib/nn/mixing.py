@@ -17,8 +17,8 @@ class SumMixer(nn.Module):
 class MonotonicMixer(nn.Module):
     """Mixes the agents' values by weights of at least zero that the state chooses (QMIX).
 
-    Q_tot = abs(w₂(s))ᵀ ELU(abs(W₁(s)) q + b₁(s)) + b₂(s), so that Q_tot rises with every agent's value
-    and the best joint action is made of each agent's best.
+    Q_tot = abs(w₂(s))ᵀ ELU(abs(W₁(s)) q + b₁(s)) + b₂(s), so that Q_tot rises with every agent's
+    value and the best joint action is made of each agent's best.
 
     Parameters
     ----------

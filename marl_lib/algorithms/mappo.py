@@ -307,8 +307,6 @@ class MAPPO:
     def _draw(self, policy: Distribution, streams: RandomStreams) -> Tensor:
         """Return sampled actions (R, any, N[, A])."""
         noise = streams.uniform(self.n_agents * self._numbers).astype(np.float32)
-        if self.action_masks:  # a number next to 1 would give the last action, legal or not
-            noise *= np.float32(1 - 1e-5)
         return policy.sample(self._tensor(noise).unflatten(-1, (self.n_agents, -1)))
 
     def _to_env(self, action: Tensor) -> np.ndarray:

@@ -25,8 +25,12 @@ class Categorical:
         return self.log_p.exp()
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Return actions (...) int64 from uniform numbers in [0, 1), (..., 1)."""
-        below = self.probs.cumsum(-1)[..., :-1] <= noise  # the last sum is 1 up to rounding
+        """Return actions (...) int64 from uniform numbers in [0, 1], (..., 1).
+
+        None has a probability of zero: the noise stays below what all probabilities add up to.
+        """
+        sums = self.probs.cumsum(-1)  # the last is 1 up to rounding
+        below = sums[..., :-1] <= noise.clamp(max=1 - 2**-24) * sums[..., -1:]
         return below.sum(-1)
 
     def mode(self) -> Tensor:

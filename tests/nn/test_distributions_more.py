@@ -11,6 +11,7 @@ from torch.distributions import AffineTransform, Independent, Normal, TanhTransf
 from torch.distributions import TransformedDistribution as Transformed
 
 from marl_lib.nn.distributions import (
+    Categorical,
     SquashedGaussian,
     gumbel,
     gumbel_softmax,
@@ -155,3 +156,13 @@ def test_what_must_not_be_drawn_gets_no_gradient() -> None:
     ).sum().backward()
     assert logits.grad is not None and logits.grad.isfinite().all()
     assert (logits.grad[:, 1] == 0).all() and (logits.grad[:, 0] != 0).all()
+
+
+def test_no_noise_draws_what_has_no_probability() -> None:
+    """Not even a number that rounds to 1: the illegal actions of a mask often stand last."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2_000, 7, generator=generator)
+    logits[:, 4:] = -torch.inf
+    for noise in (1.0, 1 - 2**-24, 0.999999, 0.0):
+        action = Categorical(logits).sample(torch.full((2_000, 1), noise))
+        assert action.max() <= 3, noise

@@ -1,10 +1,11 @@
-"""Experience replay: one ring over time, for many environments and replicates at once."""
+"""What is learned from: a ring of past steps, or a rollout in parts, of many replicates at once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -162,6 +163,30 @@ class Replay:
         for name, value in state["data"].items():
             self.data[name][: self.size] = value
         self.streams.load_state_dict({k: v.numpy() for k, v in state["streams"].items()})
+
+
+def minibatches(
+    batch: Mapping[str, Tensor], parts: int, streams: RandomStreams
+) -> Iterator[dict[str, Tensor]]:
+    """Yield a rollout in parts of equal size, shuffled for each replicate on its own.
+
+    Parameters
+    ----------
+    batch : mapping of name to tensor (R, n, ...)
+    parts : int
+        Up to ``parts - 1`` rows, others in each pass, are left over if n is no multiple of it.
+    streams : RandomStreams
+        One for each replicate.
+    """
+    some = next(iter(batch.values()))
+    draw = torch.from_numpy(streams.bits(some.shape[1]).view(np.int64)).to(some.device)
+    order = draw.argsort(1)[:, : some.shape[1] - some.shape[1] % parts]  # (R, n)
+    shuffled = {}
+    for name, x in batch.items():
+        index = order.view(*order.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:])
+        shuffled[name] = x.gather(1, index).chunk(parts, dim=1)
+    for i in range(parts):
+        yield {name: x[i] for name, x in shuffled.items()}
 
 
 def _at_the_end(name: str) -> bool:

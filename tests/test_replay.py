@@ -9,7 +9,8 @@ import pytest
 import torch
 from scipy import stats
 
-from marl_lib.replay import Replay
+from marl_lib.replay import Replay, minibatches
+from marl_lib.seeding import RandomStreams
 
 GAMMA = 0.9
 AGENTS = 2
@@ -201,3 +202,23 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"reward has shape \(2,\), expected \(2, 2\)"):
         replay.add(**{**step, "reward": step["reward"][:, 0]})
     assert len(replay) == 0
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_minibatches_part_a_rollout_and_keep_what_belongs_together(parts: int) -> None:
+    total, size = 20, 20 // parts
+    number = torch.arange(20).expand(2, total)
+    batch = {"number": number, "each": number[..., None, None].expand(2, total, 3, 4)}
+    streams = RandomStreams([5, 6], 1, "shuffle")
+    passes = [list(minibatches(batch, parts, streams)) for _ in range(2)]
+    for found in passes:
+        assert len(found) == parts and all(x["each"].shape == (2, size, 3, 4) for x in found)
+        for x in found:
+            assert torch.equal(x["each"], x["number"][..., None, None].expand(2, size, 3, 4))
+    rows = [torch.cat([x["number"] for x in found], 1) for found in passes]
+    for row in torch.cat(rows):  # none twice
+        assert row.unique().numel() == parts * size
+    orders = [tuple(row.tolist()) for row in torch.cat(rows)]
+    assert len(set(orders)) == 4  # each replicate and each pass in an order of its own
+    alone = list(minibatches({"number": number[:1]}, parts, RandomStreams([6], 1, "shuffle")))
+    assert torch.equal(torch.cat([x["number"] for x in alone], 1)[0], rows[0][1])

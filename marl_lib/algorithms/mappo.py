@@ -8,7 +8,7 @@ the whole state (MAPPO) or, as the actor, one observation (IPPO). Nothing else d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from marl_lib.config import choice, require
 from marl_lib.nn.distributions import Categorical, DiagonalGaussian, Distribution
 from marl_lib.nn.layers import orthogonal
 from marl_lib.nn.normalization import RunningNorm
+from marl_lib.replay import minibatches
 from marl_lib.replicates import Adam, Replicates
 from marl_lib.seeding import RandomStreams
 
@@ -484,22 +485,9 @@ class MAPPO:
         seen = [
             self._step(part, c.clip_ratio * left)
             for _ in range(c.epochs)
-            for part in self._minibatches(batch)
+            for part in minibatches(batch, c.minibatches, self.shuffle)
         ]
         return {name: torch.stack([m[name] for m in seen]).mean(0) for name in seen[0]}
-
-    def _minibatches(self, batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        """Yield the rollout in parts, shuffled for each replicate on its own."""
-        parts = self.config.minibatches
-        if parts == 1:
-            yield batch
-            return
-        replicates, total = batch["value"].shape[:2]
-        draw = torch.from_numpy(self.shuffle.bits(total).view(np.int64)).to(self.device)
-        order = draw.argsort(1)[:, : total - total % parts]  # (R, n)
-        own = torch.arange(replicates, device=self.device)[:, None]
-        for rows in order.chunk(parts, dim=1):
-            yield {name: x[own, rows] for name, x in batch.items()}
 
     def _step(self, batch: dict[str, Tensor], clip: float) -> dict[str, Tensor]:
         """Make one step of both optimisers."""

@@ -28,6 +28,7 @@ from marl_lib.nn.attention import (
 from marl_lib.nn.distributions import Categorical, DiagonalGaussian, Distribution
 from marl_lib.nn.layers import orthogonal
 from marl_lib.nn.normalization import RunningNorm
+from marl_lib.replay import minibatches
 from marl_lib.replicates import Adam, Replicates
 from marl_lib.seeding import RandomStreams
 
@@ -585,7 +586,7 @@ class PPO:
         for _ in range(c.epochs):
             epoch = [
                 self._step(part, c.clip_ratio * left, active)
-                for part in self._minibatches(batch, parts)
+                for part in minibatches(batch, parts, self.shuffle)
             ]
             seen += epoch
             if c.target_kl is not None:
@@ -593,18 +594,6 @@ class PPO:
                 if not active.any():
                     break
         return {name: torch.stack([m[name] for m in seen]).mean(0) for name in seen[0]}
-
-    def _minibatches(self, batch: dict[str, Tensor], parts: int) -> Any:
-        """Yield the rollout in ``parts`` parts, shuffled for each replicate on its own."""
-        total = batch["value"].shape[1]
-        draw = torch.from_numpy(self.shuffle.bits(total).view(np.int64)).to(self.device)
-        order = draw.argsort(1)[:, : total - total % parts]  # (R, n)
-        shuffled = {}
-        for name, x in batch.items():
-            index = order if x.dim() == 2 else order.unsqueeze(-1).expand(-1, -1, x.shape[-1])
-            shuffled[name] = x.gather(1, index).chunk(parts, dim=1)
-        for i in range(parts):
-            yield {name: x[i] for name, x in shuffled.items()}
 
     def _step(self, batch: dict[str, Tensor], clip: float, active: Tensor) -> dict[str, Tensor]:
         """Make one step of both optimisers; replicates that are not active stay as they are."""

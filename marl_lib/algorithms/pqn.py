@@ -9,7 +9,7 @@ together the sum of their values from the sum of their rewards (value decomposit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from marl_lib.advantages import RewardScale, q_lambda_return
 from marl_lib.config import choice, require
 from marl_lib.exploration import decay, epsilon_greedy
+from marl_lib.replay import minibatches
 from marl_lib.replicates import Adam, Replicates
 from marl_lib.seeding import RandomStreams
 
@@ -351,26 +352,13 @@ class PQN:
             left = max(1 - begun / self.total_steps, 0.0)
             self.optimizer.learning_rate = c.learning_rate * left
         for _ in range(c.epochs):
-            for part in self._minibatches(batch):
+            for part in minibatches(batch, c.minibatches, self.shuffle):
                 loss, q = self.loss(part)
                 norm = self.net.backward(loss, c.max_grad_norm)
                 self.optimizer.step()
                 seen.append(torch.stack([loss.detach(), q, norm]))
         means = torch.stack(seen).mean(0)  # (3, R)
         return dict(zip(("loss", "q", "grad_norm"), means, strict=True))
-
-    def _minibatches(self, batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        """Yield the rollout in parts, shuffled for each replicate on its own."""
-        parts = self.config.minibatches
-        if parts == 1:
-            yield batch
-            return
-        replicates, total = batch["returns"].shape[:2]
-        draw = torch.from_numpy(self.shuffle.bits(total).view(np.int64)).to(self.device)
-        order = draw.argsort(1)[:, : total - total % parts]  # (R, n)
-        own = torch.arange(replicates, device=self.device)[:, None]
-        for rows in order.chunk(parts, dim=1):
-            yield {name: x[own, rows] for name, x in batch.items()}
 
     # Keeping --------------------------------------------------------------------------------------
 

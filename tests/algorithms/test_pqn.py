@@ -266,22 +266,6 @@ def test_annealing_goes_down_to_zero() -> None:
     np.testing.assert_allclose(rates, 0.01 * np.array([1.0, 0.8, 0.6, 0.4, 0.2]))
 
 
-@pytest.mark.parametrize("parts", [1, 2, 3])
-def test_minibatches_part_the_rollout_and_keep_agents_together(parts: int) -> None:
-    pqn = full(minibatches=parts)
-    batch = pqn.prepare()
-    batch["returns"] = torch.arange(20.0)[:, None].expand(2, 20, AGENTS)
-    found = list(pqn._minibatches(batch))
-    size = 20 // parts
-    assert len(found) == parts and all(x["obs"].shape == (2, size, AGENTS, OBS) for x in found)
-    rows = torch.cat([x["returns"][..., 0] for x in found], 1).long()
-    assert all(row.unique().numel() == parts * size for row in rows)
-    assert torch.equal(rows[0], rows[1]) == (parts == 1)  # each in an order of its own
-    obs = torch.cat([x["obs"] for x in found], 1)
-    for r in range(2):
-        assert torch.equal(obs[r], batch["obs"][r, rows[r]])
-
-
 # Acting -------------------------------------------------------------------------------------------
 
 

@@ -307,7 +307,7 @@ ALGORITHMS = {
     "pqn_vdn": (_team(PQN), PQNVDNConfig),
     "ippo": (_team(MAPPO, "any"), IPPOConfig),
     "mappo": (_team(MAPPO, "any"), MAPPOConfig),
-    "maddpg": (_team(MADDPG, "any", anneals=False), MADDPGConfig),
+    "maddpg": (_team(MADDPG, "any"), MADDPGConfig),
     "ppo": (_ppo, PPOConfig),
     "attention_ppo": (_ppo, AttentionPPOConfig),
     "sac": (_sac, SACConfig),

@@ -34,6 +34,8 @@ class MADDPGConfig:
         Discount, in [0, 1].
     actor_learning_rate, critic_learning_rate : float
         Of Adam.
+    anneal : bool
+        Let both learning rates go down linearly to zero over the whole training.
     batch_size : int
         Transitions (of the whole team) in an update.
     buffer_size : int
@@ -70,6 +72,7 @@ class MADDPGConfig:
     gamma: float = 0.95
     actor_learning_rate: float = 1e-2
     critic_learning_rate: float = 1e-2
+    anneal: bool = False
     batch_size: int = 1024
     buffer_size: int = 1_000_000
     learning_starts: int = 25_600
@@ -135,6 +138,8 @@ class MADDPG:
     seeds : sequence of int
         One for each of R replicates.
     config : MADDPGConfig
+    total_steps : int or None
+        Steps of the whole training, for annealing; None for none.
     bounds : pair of arrays (A,) or None
         Least and greatest continuous action, finite; None for discrete actions.
     action_masks : bool
@@ -157,6 +162,7 @@ class MADDPG:
         seeds: Sequence[int],
         config: MADDPGConfig | None = None,
         *,
+        total_steps: int | None = None,
         bounds: tuple[np.ndarray, np.ndarray] | None = None,
         action_masks: bool = False,
         device: str | torch.device = "cpu",
@@ -166,6 +172,7 @@ class MADDPG:
             c.buffer_size >= num_envs, "buffer_size", c.buffer_size, f"at least {num_envs} here"
         )
         self.n_agents, self.n_actions, self.num_envs = n_agents, n_actions, num_envs
+        self.total_steps = total_steps
         self.seeds, self.device = list(seeds), torch.device(device)
         self.continuous, self.action_masks = bounds is not None, action_masks
         if bounds is not None:
@@ -428,6 +435,10 @@ class MADDPG:
         actor_grad_norm (before clipping).
         """
         c = self.config
+        if c.anneal and self.total_steps:
+            left = max(0.0, 1 - self.steps / self.total_steps)
+            self.optimizers["actor"].learning_rate = left * c.actor_learning_rate
+            self.optimizers["critic"].learning_rate = left * c.critic_learning_rate
         batch = self.replay.sample(c.batch_size)
         noise = None if self.continuous else self._noise(self.streams["learn"], c.batch_size)
 

@@ -38,7 +38,7 @@ def size(continuous: bool) -> int:
 def learner(
     continuous: bool = True, seeds: tuple[int, ...] = (0, 3), num_envs: int = 2, **changes: Any
 ) -> MADDPG:
-    given = {k: changes.pop(k) for k in ("action_masks", "device") if k in changes}
+    given = {k: changes.pop(k) for k in ("action_masks", "device", "total_steps") if k in changes}
     n = changes.pop("n_agents", AGENTS)
     config = dataclasses.replace(SMALL, **changes)
     bounds = BOUNDS if continuous else None
@@ -433,6 +433,23 @@ def test_what_should_move_moves_and_nothing_else(
         norms = [g.reshape(len(net), -1).norm(dim=1) for g in net.grads.values()]
         # Clipped after the gradient was made, so it is short when the step is taken.
         assert (torch.stack(norms).norm(dim=0) < 1.01e-3).all()
+
+
+def test_the_learning_rates_go_down_to_zero_if_asked() -> None:
+    def rates(anneal: bool, total_steps: int | None) -> dict[str, list[float]]:
+        given = {"actor_learning_rate": 0.5, "critic_learning_rate": 0.25, "batch_size": 2}
+        team = learner(anneal=anneal, total_steps=total_steps, **given)
+        found: dict[str, list[float]] = {"actor": [], "critic": []}
+        for _ in range(5):  # of 2 environments each
+            feed(team, 1)
+            team.learn_once()
+            for name, seen in found.items():
+                seen.append(team.optimizers[name].learning_rate)
+        return found
+
+    left = np.array([0.75, 0.5, 0.25, 0.0, 0.0])
+    assert rates(True, 8) == {"actor": list(0.5 * left), "critic": list(0.25 * left)}
+    assert rates(True, None) == rates(False, 8) == {"actor": [0.5] * 5, "critic": [0.25] * 5}
 
 
 @pytest.mark.parametrize("num_envs", [1, 3, 16, 50])

@@ -273,7 +273,7 @@ def _sac(config: RunConfig, env: BatchedParallelEnv) -> SAC:
     return SAC(*given, bounds=bounds, device=config.device)
 
 
-def _team(kind: Callable[..., Any], kinds: str = "discrete", anneals: bool = True) -> Build:
+def _team(kind: Callable[..., Any], kinds: str = "discrete") -> Build:
     """Return what builds a learner for teams; ``kinds`` of actions it can take."""
 
     def build(config: RunConfig, env: BatchedParallelEnv) -> Any:
@@ -281,9 +281,7 @@ def _team(kind: Callable[..., Any], kinds: str = "discrete", anneals: bool = Tru
         greedy = f"false for {config.algorithm}, whose policy is greedy"
         require(not config.sampled or kind is MAPPO, "sampled", config.sampled, greedy)
         _, info = env.reset(seed=0)
-        more: dict[str, Any] = {"total_steps": config.timesteps} if anneals else {}
-        if kinds == "any":
-            more["bounds"] = bounds
+        more = {"bounds": bounds} if kinds == "any" else {}
         return kind(
             env.obs_dim,
             n_actions,
@@ -291,6 +289,7 @@ def _team(kind: Callable[..., Any], kinds: str = "discrete", anneals: bool = Tru
             config.num_envs,
             config.seeds,
             getattr(config, config.algorithm),
+            total_steps=config.timesteps,
             action_masks="action_mask" in info,
             device=config.device,
             **more,
@@ -300,7 +299,7 @@ def _team(kind: Callable[..., Any], kinds: str = "discrete", anneals: bool = Tru
 
 
 ALGORITHMS = {
-    "dqn": (_team(DQN, anneals=False), DQNConfig),
+    "dqn": (_team(DQN), DQNConfig),
     "vdn": (_team(QMIX), VDNConfig),
     "qmix": (_team(QMIX), QMIXConfig),
     "pqn": (_team(PQN), PQNConfig),

@@ -32,6 +32,8 @@ class DQNConfig:
         Discount, in [0, 1].
     learning_rate : float
         Of Adam.
+    anneal : bool
+        Let the learning rate go down linearly to zero over the whole training.
     batch_size : int
         Transitions (of the whole team) in an update.
     buffer_size : int
@@ -63,6 +65,7 @@ class DQNConfig:
 
     gamma: float = 0.99
     learning_rate: float = 1e-3
+    anneal: bool = False
     batch_size: int = 128
     buffer_size: int = 50_000
     learning_starts: int = 1_000
@@ -163,6 +166,8 @@ class DQN:
     seeds : sequence of int
         One for each of R replicates.
     config : DQNConfig
+    total_steps : int or None
+        Steps of the whole training, for annealing; None for none.
     action_masks : bool
         The world reports illegal actions; they are neither taken nor bootstrapped from.
     device : str
@@ -176,6 +181,8 @@ class DQN:
         num_envs: int,
         seeds: Sequence[int],
         config: DQNConfig | None = None,
+        *,
+        total_steps: int | None = None,
         action_masks: bool = False,
         device: str | torch.device = "cpu",
     ):
@@ -184,7 +191,7 @@ class DQN:
         require(c.buffer_size >= least, "buffer_size", c.buffer_size, f"at least {least} here")
         self.n_agents, self.n_actions, self.num_envs = n_agents, n_actions, num_envs
         self.seeds, self.device = list(seeds), torch.device(device)
-        self.action_masks = action_masks
+        self.action_masks, self.total_steps = action_masks, total_steps
         self.one_network = c.share_parameters or n_agents == 1
         # A shared network must know whose values it is asked for.
         self.ids = torch.eye(n_agents, device=device) if c.share_parameters else None
@@ -310,6 +317,9 @@ class DQN:
         c = self.config
         loss = self.loss(self.replay.sample(c.batch_size, c.n_step, c.gamma))
         norm = self.net.backward(loss, c.max_grad_norm)
+        if c.anneal and self.total_steps:
+            left = decay(1.0, 0.0, self.total_steps, self.steps)
+            self.optimizer.learning_rate = c.learning_rate * left
         self.optimizer.step()
         self.updates += 1
         if self.updates % c.target_every == 0:

@@ -436,7 +436,7 @@ class MADDPG:
         """
         c = self.config
         if c.anneal and self.total_steps:
-            left = max(0.0, 1 - self.steps / self.total_steps)
+            left = decay(1.0, 0.0, self.total_steps, self.steps)
             self.optimizers["actor"].learning_rate = left * c.actor_learning_rate
             self.optimizers["critic"].learning_rate = left * c.critic_learning_rate
         batch = self.replay.sample(c.batch_size)

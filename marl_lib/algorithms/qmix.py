@@ -524,12 +524,6 @@ class QMIX:
             metrics = self.learn_once()
         return metrics
 
-    def _learning_rate(self) -> float:
-        c = self.config
-        if not (c.anneal and self.total_steps):
-            return c.learning_rate
-        return c.learning_rate * max(0.0, 1 - self.steps / self.total_steps)
-
     def learn_once(self) -> dict[str, np.ndarray]:
         """Make one update, due or not; return the figures of :meth:`update`."""
         c = self.config
@@ -543,7 +537,9 @@ class QMIX:
         norms = []
         for net, optimizer in zip(self.nets, self.optimizers, strict=True):
             norms.append(net.clip_gradient(c.max_grad_norm))
-            optimizer.learning_rate = self._learning_rate()
+            if c.anneal and self.total_steps:
+                left = decay(1.0, 0.0, self.total_steps, self.steps)
+                optimizer.learning_rate = left * c.learning_rate
             optimizer.step()
         self.updates += 1
         if self.updates % c.target_every == 0:

@@ -400,6 +400,21 @@ def test_what_should_move_moves_and_nothing_else(share: bool) -> None:
     assert dqn.target.data_ptr() != dqn.net.flat.data_ptr()
 
 
+def test_the_learning_rate_goes_down_to_zero_if_asked() -> None:
+    def rates(anneal: bool, total_steps: int | None) -> list[float]:
+        config = dataclasses.replace(SMALL, anneal=anneal, learning_rate=0.5, batch_size=2)
+        dqn = DQN(OBS, ACTIONS, AGENTS, 2, [0, 3], config, total_steps=total_steps)
+        found = []
+        for _ in range(5):  # of 2 environments each
+            feed(dqn, 1)
+            dqn.learn_once()
+            found.append(dqn.optimizer.learning_rate)
+        return found
+
+    assert rates(True, 8) == pytest.approx([0.375, 0.25, 0.125, 0.0, 0.0])
+    assert rates(True, None) == rates(False, 8) == [0.5] * 5
+
+
 @pytest.mark.parametrize("num_envs", [1, 3, 16, 50, 64])
 def test_updates_for_each_step_do_not_depend_on_the_number_of_environments(num_envs: int) -> None:
     starts, every = 40, 16

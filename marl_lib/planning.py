@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces import Box
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import shortest_path
@@ -85,8 +86,15 @@ def _path_lengths(world: BatchedGridWorld) -> np.ndarray:
 
 
 def random_actions(world: Any, seed: int = 0) -> Any:
-    """Return a policy that draws uniformly among legal actions: the lower reference."""
-    rng = np.random.default_rng(seed)
+    """Return a policy that draws uniformly among legal actions: the lower reference.
+
+    Continuous actions are uniform between their bounds.
+    """
+    rng, space = np.random.default_rng(seed), world.single_action_space
+    if isinstance(space, Box):
+        return lambda obs, info: rng.uniform(
+            space.low, space.high, (*obs.shape[:-1], *space.shape)
+        ).astype(space.dtype)
 
     def act(obs: np.ndarray, info: dict[str, Any]) -> np.ndarray:
         score = rng.random((*obs.shape[:-1], world.n_actions))

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.optimize import linprog
 
 from marl_lib.config import ConfigError
-from marl_lib.envs import BatchedGridWorld
+from marl_lib.envs import BatchedGridWorld, make
 from marl_lib.planning import (
     Planner,
     Table,
@@ -203,6 +204,15 @@ def test_the_planner_follows_the_world_through_autoreset():
         ends += terminated
         assert not truncated.any()
     assert ends.min() >= 5
+
+
+def test_random_continuous_actions_fill_their_bounds_evenly():
+    world = make("CooperativeNavigation", 400, {"continuous": True})
+    obs, info = world.reset(seed=0)
+    drawn = random_actions(world, seed=3)(obs, info)
+    assert drawn.shape == (400, 3, 2) and drawn.dtype == np.float32
+    low, high = world.single_action_space.low[0], world.single_action_space.high[0]
+    assert stats.kstest(drawn.ravel(), stats.uniform(low, high - low).cdf).pvalue > 1e-3
 
 
 def test_random_actions_are_legal_and_even():

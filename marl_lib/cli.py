@@ -175,11 +175,15 @@ def _experiment(args: list[str]) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--per-process", type=int, help="replicates side by side in one process")
     parser.add_argument("--overwrite", action="store_true", help="replace recorded results")
+    parser.add_argument("--resume", action="store_true", help="go on where a run was broken off")
     own = parser.parse_args(args)
     for name in ("seeds", "jobs", "per_process"):
         value = getattr(own, name)
         if value is not None and value < 1 and not (name == "jobs" and value == -1):
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if own.overwrite and own.resume:
+        raise UsageError("--overwrite replaces what --resume would keep: pass one of them")
+    plain = [a for a in args if a not in ("--overwrite", "--resume")]
     paths = experiments.run_experiment(
         own.experiment,
         own.results,
@@ -187,7 +191,8 @@ def _experiment(args: list[str]) -> None:
         per_process=own.per_process,
         n_jobs=own.jobs,
         overwrite=own.overwrite,
-        command=shlex.join(["marl", "experiment", *(a for a in args if a != "--overwrite")]),
+        resume=own.resume,
+        command=shlex.join(["marl", "experiment", *plain]),
     )
     _show_results(paths[0].parent.name, paths[0].parent.parent)
 

@@ -116,6 +116,7 @@ def run_experiment(
     per_process: int | None = None,
     n_jobs: int = 1,
     overwrite: bool = False,
+    resume: bool = False,
     command: str | None = None,
 ) -> list[Path]:
     """Run every setting with every seed and write one JSON file for each.
@@ -139,6 +140,9 @@ def run_experiment(
         Processes.
     overwrite : bool
         Allow the files of an earlier run to be replaced, all of them.
+    resume : bool
+        Go on where an earlier run was broken off: runs that were written with the same
+        configuration are kept, all others are made.
     command : str or None
         What to record as the command that makes the result again.
 
@@ -149,8 +153,11 @@ def run_experiment(
     """
     name, experiment = find_experiment(name_or_path)
     folder = Path(results) / name
-    if not overwrite and any(folder.glob("*.json")):
-        raise ConfigError(f"{folder} already holds results; pass --overwrite to replace them")
+    if not (overwrite or resume) and any(folder.glob("*.json")):
+        raise ConfigError(
+            f"{folder} already holds results; pass --overwrite to replace them, "
+            "or --resume to keep the runs of the same configuration and make the others"
+        )
     count = experiment.seeds if seeds is None else seeds
     size = min(per_process or experiment.per_process or count, count)
     base = find_config(experiment.config) if experiment.config else {}
@@ -169,6 +176,9 @@ def run_experiment(
     world = next(iter(configs.values()), None) or run_config(base, overrides or {})
     found = [_reference(name, world) for name in experiment.references]
     paths = [_write(folder, {**extra, **record}) for record in found]
+    kept = [_written(folder, *unit[:2]) if resume else [] for unit in units]
+    paths += [path for written in kept for path in written]
+    units = [unit for unit, written in zip(units, kept, strict=True) if not written]
     import joblib  # slow to load, and nothing else needs it
 
     # Written as they come, so that a failure later on loses what it was about and no more.
@@ -183,6 +193,14 @@ def run_experiment(
 def _with_seeds(config: RunConfig, first: int, count: int) -> RunConfig:
     values = to_mapping(config) | {"seed": first, "replicates": count}
     return from_mapping(type(config), values)
+
+
+def _written(folder: Path, label: str, config: RunConfig) -> list[Path]:
+    """Return the files an earlier run wrote of this unit, or none if one is missing or differs."""
+    paths = [folder / f"{label}-{seed}.json" for seed in config.seeds]
+    wanted = json.loads(json.dumps(_rounded(to_mapping(config))))
+    same = (p.exists() and json.loads(p.read_text())["config"] == wanted for p in paths)
+    return paths if all(same) else []
 
 
 def run_setting(

@@ -115,7 +115,10 @@ def test_help(marl: Marl) -> None:
     [
         ("train", ["--config", "--folder", "--resume", "--timesteps", "--dqn.learning-rate"]),
         ("evaluate", ["--episodes", "--record", "folder"]),
-        ("experiment", ["--results", "--seeds", "--jobs", "--per-process", "--overwrite"]),
+        (
+            "experiment",
+            ["--results", "--seeds", "--jobs", "--per-process", "--overwrite", "--resume"],
+        ),
         ("report", ["experiments", "--out", "--results", "--threshold", "--baseline"]),
         ("list", ["usage: marl list"]),
         ("show", ["what", "--results"]),
@@ -255,6 +258,11 @@ def test_experiment_and_what_show_says_of_it(marl: Marl, tiny: Path, tmp_path: P
     before = contents(tmp_path / "out")
     assert "already holds results; pass --overwrite" in marl.fails("experiment", *args)
     assert contents(tmp_path / "out") == before
+    wrong = marl.fails("experiment", *args, "--overwrite", "--resume")
+    assert "pass one of them" in wrong and contents(tmp_path / "out") == before
+    assert marl("experiment", *args, "--resume").code == 0
+    trained = {p: t for p, t in contents(tmp_path / "out").items() if "planner" not in str(p)}
+    assert trained == {p: t for p, t in before.items() if "planner" not in str(p)}
     ended = marl("experiment", *args, "--seeds", "1", "--overwrite")
     assert ended.code == 0, ended.err
     record = json.loads((tmp_path / "out/plan/a-0.json").read_text())

@@ -179,6 +179,30 @@ def test_replaced_results_are_replaced_whole(tmp_path: Path) -> None:
     assert load_results("two", tmp_path)["plain"][0]["config"]["timesteps"] == 100
 
 
+def test_an_interrupted_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written with the same configuration stays; the missing and the changed are made."""
+    plan = write_plan(tmp_path, settings={"plain": {}}, references=[], seeds=3)
+    first, gone, other = sorted(run_experiment(plan, tmp_path, per_process=1))
+    before = {p: p.read_text() for p in (first, gone, other)}
+    gone.unlink()
+    other.write_text(before[other].replace('"timesteps": ', '"timesteps": 9'))
+    first.write_text(before[first].replace('"command": ', '"kept": true, "command": '))
+    made: list[tuple[int, ...]] = []
+    run = experiments.run_setting
+    monkeypatch.setattr(
+        experiments, "run_setting", lambda *u: (made.append(u[1].seeds), run(*u))[1]
+    )
+    paths = run_experiment(plan, tmp_path, per_process=1, resume=True)
+    assert sorted(map(tuple, made)) == [(1,), (2,)]
+    assert sorted(paths) == [first, gone, other]
+    assert json.loads(first.read_text())["kept"] is True
+    for path in (gone, other):
+        was, now = json.loads(before[path]), json.loads(path.read_text())
+        assert {k: was[k] for k in ("config", "curve", "evaluation")} == {
+            k: now[k] for k in ("config", "curve", "evaluation")
+        }
+
+
 @pytest.mark.parametrize("name", experiments.shipped_experiments())
 def test_what_ships_can_be_run(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The whole plan, with a stand-in for the training itself."""

@@ -91,6 +91,7 @@ def learning_curve(
     xlabel: str = "environment steps",
     ylabel: str = "return",
     confidence: float = 0.95,
+    fit_from: float = 0.0,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw learning curves: the IQM over runs with its pointwise bootstrap band.
@@ -103,6 +104,10 @@ def learning_curve(
         Horizontal lines, such as the planner's return.
     xlabel, ylabel : str
     confidence : float
+    fit_from : float
+        Share of the steps, in [0, 1), before which curves may run out of the frame, and with them
+        far references, which are then named with their value and an arrow. It is done only where
+        all that learning changes later would otherwise fill less than a quarter of the frame.
     ax : Axes or None
 
     Returns
@@ -110,8 +115,10 @@ def learning_curve(
     Axes
     """
     _check(curves, "curves")
+    if not 0 <= fit_from < 1:
+        raise ValueError(f"fit_from must be at least 0 and below 1, got {fit_from}")
     ax = _axes(ax)
-    labels = []
+    labels, late = [], []
     for i, (name, (steps, table)) in enumerate(curves.items()):
         at, runs = np.asarray(steps, float), np.asarray(table, float)
         if runs.ndim != 2 or at.shape != runs.shape[1:]:
@@ -121,9 +128,12 @@ def learning_curve(
             )
         middle = _curve(ax, i, name, at, runs, confidence)
         labels.append((name, float(middle[-1]), *_look(i)))
+        late.append(middle[at >= fit_from * at.max()])
     for name, value in (references or {}).items():
         ax.axhline(value, color=FAINT, linewidth=1, zorder=1)
         labels.append((name, value, FAINT, "-"))
+    if fit_from:
+        labels = _fit(ax, np.concatenate(late), labels)
     last = max(float(np.max(np.asarray(steps, float))) for steps, _ in curves.values())
     ax.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, last))
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -556,6 +566,23 @@ def _curve(
         middle = band.estimate
     ax.plot(at, middle, color=colour, linestyle=dash, label=name)
     return middle
+
+
+def _fit(ax: Axes, late: np.ndarray, labels: list) -> list[tuple[str, float, str, Any]]:
+    """Fit the vertical axis to the late points if they use little of it; return the new labels."""
+    (low, high), size = ax.get_ylim(), np.ptp(late)
+    if size == 0 or size > (high - low) / 4:
+        return labels
+    near = [y for _, y, *_ in labels if late.min() - 2 * size <= y <= late.max() + 2 * size]
+    low, high = min(near + [late.min()]), max(near + [late.max()])
+    low, high = low - 0.1 * (high - low), high + 0.1 * (high - low)
+    ax.set_ylim(low, high)
+    fitted = []
+    for name, y, *look in labels:
+        arrow = "↓ " if y < low else "↑ " if y > high else ""
+        text = f"{arrow}{name} {y:.3g}".replace("-", "−") if arrow else name
+        fitted.append((text, float(np.clip(y, low, high)), *look))
+    return fitted
 
 
 def _sheet(shape: tuple[int, ...], wide: float, high: float) -> tuple[float, float]:

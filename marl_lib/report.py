@@ -386,7 +386,9 @@ def _learning_curves(page: Page, study: Study) -> None:
         return
     page.add("### Learning curves", "The greedy policy's return: IQM over seeds, pointwise band.")
     for i, group in enumerate(_groups(study, curves)):
-        ax = plotting.learning_curve({k: curves[k] for k in group}, references=_lines(study))
+        ax = plotting.learning_curve(
+            {k: curves[k] for k in group}, references=_lines(study), fit_from=0.2
+        )
         ends = listed([f"{k} ends at {number(float(iqm(curves[k][1][:, -1])))}" for k in group])
         alt = f"Return over environment steps: {ends}"
         page.figure(_slug(study, _numbered("learning", i)), ax, alt)

@@ -88,6 +88,24 @@ def test_sequential_colours_darken_throughout():
     assert (np.diff(shades) < 0).all()
 
 
+def test_a_frame_can_be_fitted_to_what_comes_late():
+    """A fall from the sky at the beginning must not flatten what learning is about."""
+    steps = np.arange(11)
+    late = np.array([[-900, -300, *np.linspace(-4, -2, 9)], [-900, -300, *np.linspace(-5, -3, 9)]])
+    curves = {"a": (steps, late[:1]), "b": (steps, late[1:])}
+    marks = {"best": -1.0, "random": -800.0}
+    ax = plotting.learning_curve(curves, references=marks, fit_from=0.2)
+    low, high = ax.get_ylim()
+    assert -6 < low < -5 and -1 < high < 0  # the late points and the near reference, no more
+    texts = {t.get_text(): t.xy[1] for t in ax.texts}
+    assert set(texts) == {"a", "b", "best", "↓ random −800"} and texts["↓ random −800"] == low
+    assert plotting.learning_curve(curves, references=marks).get_ylim()[0] < -800
+    slow = {"a": (steps, np.linspace(-900, -2, 11)[None])}  # uses the frame: left as it is
+    assert plotting.learning_curve(slow, fit_from=0.2).get_ylim()[0] < -900
+    with pytest.raises(ValueError, match="fit_from must be at least 0 and below 1, got 1"):
+        plotting.learning_curve(curves, fit_from=1)
+
+
 def test_learning_curve_is_the_iqm_and_its_band():
     ax = plotting.learning_curve({"DQN": (STEPS, CURVES)}, references={"planner": 29.0})
     line, reference = ax.get_lines()

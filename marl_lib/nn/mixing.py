@@ -36,6 +36,9 @@ class MonotonicMixer(nn.Module):
     Source: T. Rashid et al., "QMIX", 2018, section 4 and figure 2 (equation 4 is the constraint).
     b₁ is linear in the state; b₂ is a two-layer network of it, with ``width`` ReLU units. W₁ and w₂
     come from two layers each, as in the authors' later code; the paper of 2018 has one.
+    In one state Q_tot is more than monotonic: as ELU is convex and no weight is below zero, an
+    agent's value counts for no less when another's rises. Where one agent is enough and a second
+    adds nothing, the mixer can only come near.
     """
 
     def __init__(self, n_agents: int, state_dim: int, width: int = 32, hyper_width: int = 64):

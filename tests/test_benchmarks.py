@@ -12,7 +12,16 @@ from time import perf_counter, sleep
 import numpy as np
 import pytest
 
-from benchmarks import judge, peers, record, replicates, startup, time_to_threshold, worlds
+from benchmarks import (
+    judge,
+    peers,
+    record,
+    replicates,
+    startup,
+    team_training,
+    time_to_threshold,
+    worlds,
+)
 from benchmarks.time_to_threshold import Contender, ContenderFailed
 from marl_lib.training import EVALUATION_SEED
 
@@ -160,6 +169,38 @@ def test_peers_run_by_hand_get_a_record_of_their_own_beside_ours(monkeypatch, ca
     assert packaged["run"] == "make bench" and by_hand["run"] == "by hand"
     assert by_hand["rows"][1]["how"] == "from a checkout"
     assert packaged["benchmark"] != by_hand["benchmark"]
+
+
+# Training a team --------------------------------------------------------------------------------
+
+
+def test_teams_are_trained_in_turns_and_compared_task_by_task(monkeypatch, capsys):
+    """Ours is measured for what it is, the peers by the line that they print."""
+    said = "print('chatter'); print(json.dumps({'env_steps': 50, 'seconds': 5}))"
+    slow = contender(said, "peer", versions={"commit": "abc"}, how="from a checkout")
+    found = team_training.measure([("vdn", slow), ("mappo", slow)], repetitions=2, steps=1_000)
+    assert found["run"] == "by hand" and found["lower_is_better"] is False
+    tasks = [team_training.TASKS[key].title for key in ("mappo", "mappo", "vdn", "vdn")]
+    assert [r["task"] for r in found["rows"]] == tasks
+    assert [r["name"] for r in found["rows"]] == ["marl_lib", "peer"] * 2
+    for mine, theirs in zip(found["rows"][::2], found["rows"][1::2], strict=True):
+        assert theirs["values"] == [10, 10] and theirs["how"] == "from a checkout"
+        assert len(mine["values"]) == 2 and min(mine["values"]) > 10
+        assert theirs["ratio"] == pytest.approx(mine["median"] / 10, rel=0.01)
+    order = [line.split()[2:] for line in capsys.readouterr().out.splitlines()]
+    once = [[name, key] for key in ("mappo", "vdn") for name in ("marl_lib", "peer")]
+    assert order == 2 * once
+
+
+def test_a_team_that_says_nothing_is_named_with_its_last_words():
+    with pytest.raises(ContenderFailed, match=r"peer gave no result \(exit code 1\).*no such team"):
+        team_training.rate(contender("sys.exit('no such team')", "peer"))
+
+
+@pytest.mark.parametrize("key", team_training.TASKS)
+def test_the_settings_of_every_team_can_be_trained(key):
+    said = team_training.train(key, 1_200)
+    assert said["env_steps"] >= 1_200 and said["seconds"] > 0
 
 
 # The judge ---------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def test_a_thousand_steps_equal_mpe2(name, continuous):
                 size = len(expected[agent])
                 np.testing.assert_allclose(obs[0, i, :size], expected[agent], atol=1e-5)
                 assert not obs[0, i, size:].any()
-                assert reward[0, i] == pytest.approx(rewards[agent], abs=1e-4)
+                assert reward[0, i] == pytest.approx(rewards[agent], abs=1e-5)
             met += bool(np.abs(ours._contact()).max() > 1e-3)
             assert not terminated[0]
             assert truncated[0] == cut[theirs.possible_agents[0]]

@@ -29,6 +29,7 @@ from typing import Any
 
 from benchmarks import record
 from benchmarks.time_to_threshold import ROOT, Contender, ContenderFailed
+from marl_lib.config import choice
 
 NAME = "team-training"
 TITLE = "Training a team on cooperative navigation"
@@ -202,7 +203,10 @@ def main() -> None:
         sys.exit("pass --also FILE with the peers, or --train TASK")
     entries = json.loads(own.also.read_text())
     peers = [
-        (entry.pop("task"), Contender(**{**entry, "command": tuple(entry["command"])}))
+        (
+            choice("task", entry.pop("task"), TASKS),
+            Contender(**{**entry, "command": tuple(entry["command"])}),
+        )
         for entry in entries
     ]
     found = measure(peers, own.repetitions, own.steps)

@@ -580,7 +580,8 @@ def _fit(ax: Axes, late: np.ndarray, labels: list) -> list[tuple[str, float, str
     fitted = []
     for name, y, *look in labels:
         arrow = "↓ " if y < low else "↑ " if y > high else ""
-        text = f"{arrow}{name} {y:.3g}".replace("-", "−") if arrow else name
+        far = f"{y:.3g}".replace("-", "−")  # the name keeps its hyphens
+        text = f"{arrow}{name} {far}" if arrow else name
         fitted.append((text, float(np.clip(y, low, high)), *look))
     return fitted
 

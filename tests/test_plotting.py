@@ -93,12 +93,12 @@ def test_a_frame_can_be_fitted_to_what_comes_late():
     steps = np.arange(11)
     late = np.array([[-900, -300, *np.linspace(-4, -2, 9)], [-900, -300, *np.linspace(-5, -3, 9)]])
     curves = {"a": (steps, late[:1]), "b": (steps, late[1:])}
-    marks = {"best": -1.0, "random": -800.0}
+    marks = {"best": -1.0, "by-chance": -800.0}
     ax = plotting.learning_curve(curves, references=marks, fit_from=0.2)
     low, high = ax.get_ylim()
     assert -6 < low < -5 and -1 < high < 0  # the late points and the near reference, no more
     texts = {t.get_text(): t.xy[1] for t in ax.texts}
-    assert set(texts) == {"a", "b", "best", "↓ random −800"} and texts["↓ random −800"] == low
+    assert set(texts) == {"a", "b", "best", "↓ by-chance −800"} and texts["↓ by-chance −800"] == low
     assert plotting.learning_curve(curves, references=marks).get_ylim()[0] < -800
     slow = {"a": (steps, np.linspace(-900, -2, 11)[None])}  # uses the frame: left as it is
     assert plotting.learning_curve(slow, fit_from=0.2).get_ylim()[0] < -900

@@ -181,8 +181,6 @@ def _experiment(args: list[str]) -> None:
         value = getattr(own, name)
         if value is not None and value < 1 and not (name == "jobs" and value == -1):
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    if own.overwrite and own.resume:
-        raise UsageError("--overwrite replaces what --resume would keep: pass one of them")
     plain = [a for a in args if a not in ("--overwrite", "--resume")]
     paths = experiments.run_experiment(
         own.experiment,

@@ -50,7 +50,12 @@ class ExperimentConfig:
         Measure how much the policy rests on each feature of the observation, see
         :func:`marl_lib.interpret.feature_importance`.
     seeds : int
-        Seeds 0 to ``seeds - 1`` of each setting.
+        How many seeds of each setting.
+    first_seed : int
+        The first of them; the others follow.
+    evaluation_seed : int
+        Of the worlds that the last evaluation is played on. Settings chosen by looking at some
+        seeds and worlds are judged fairly on others alone.
     per_process : int or None
         Replicates trained side by side in one process; None for all seeds of a setting.
     references : tuple of {"planner", "random"}
@@ -65,6 +70,8 @@ class ExperimentConfig:
     tests: dict[str, dict[str, Any]] = field(default_factory=dict)
     importance: bool = False
     seeds: int = 10
+    first_seed: int = 0
+    evaluation_seed: int = EVALUATION_SEED
     per_process: int | None = None
     references: tuple[str, ...] = ()
     description: str = ""
@@ -72,6 +79,9 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
         require(self.seeds >= 1, "seeds", self.seeds, "at least 1")
+        rule = f"at least {EVALUATION_SEED}, where no run trains"
+        asked = self.evaluation_seed
+        require(asked >= EVALUATION_SEED, "evaluation_seed", asked, rule)
         for name in self.references:
             choice("reference", name, REFERENCES)
         require(not self.sweep or self.config is not None, "sweep", self.sweep, "over a config")
@@ -151,6 +161,8 @@ def run_experiment(
     ConfigError
         If a setting is wrong (before anything runs) or results exist already.
     """
+    if overwrite and resume:
+        raise ConfigError("--overwrite replaces what --resume would keep: pass one of them")
     name, experiment = find_experiment(name_or_path)
     folder = Path(results) / name
     if not (overwrite or resume) and any(folder.glob("*.json")):
@@ -158,7 +170,7 @@ def run_experiment(
             f"{folder} already holds results; pass --overwrite to replace them, "
             "or --resume to keep the runs of the same configuration and make the others"
         )
-    count = experiment.seeds if seeds is None else seeds
+    begin, count = experiment.first_seed, experiment.seeds if seeds is None else seeds
     size = min(per_process or experiment.per_process or count, count)
     base = find_config(experiment.config) if experiment.config else {}
     configs = {
@@ -166,17 +178,18 @@ def run_experiment(
         for label, varied in experiment.all_settings().items()
     }
     units = [
-        (label, _with_seeds(config, first, min(size, count - first)), experiment)
+        (label, _with_seeds(config, begin + done, min(size, count - done)), experiment)
         for label, config in configs.items()
-        for first in range(0, count, size)
+        for done in range(0, count, size)
     ]
     # What can fail is done before the long part, which would be lost with it.
     made_by = command or f"marl experiment {name_or_path}"
     extra = {"experiment": name, "command": made_by, **provenance()}
     world = next(iter(configs.values()), None) or run_config(base, overrides or {})
-    found = [_reference(name, world) for name in experiment.references]
+    on = experiment.evaluation_seed
+    found = [_reference(name, world, on) for name in experiment.references]
     paths = [_write(folder, {**extra, **record}) for record in found]
-    kept = [_written(folder, *unit[:2]) if resume else [] for unit in units]
+    kept = [_written(folder, *unit) if resume else [] for unit in units]
     paths += [path for written in kept for path in written]
     units = [unit for unit, written in zip(units, kept, strict=True) if not written]
     import joblib  # slow to load, and nothing else needs it
@@ -195,12 +208,18 @@ def _with_seeds(config: RunConfig, first: int, count: int) -> RunConfig:
     return from_mapping(type(config), values)
 
 
-def _written(folder: Path, label: str, config: RunConfig) -> list[Path]:
+def _written(
+    folder: Path, label: str, config: RunConfig, experiment: ExperimentConfig
+) -> list[Path]:
     """Return the files an earlier run wrote of this unit, or none if one is missing or differs."""
+    wanted = json.loads(json.dumps(_rounded(to_mapping(config)))), experiment.evaluation_seed
+
+    def same(path: Path) -> bool:
+        record = json.loads(path.read_text()) if path.exists() else {"config": None}
+        return (record["config"], record.get("evaluation_seed", EVALUATION_SEED)) == wanted
+
     paths = [folder / f"{label}-{seed}.json" for seed in config.seeds]
-    wanted = json.loads(json.dumps(_rounded(to_mapping(config))))
-    same = (p.exists() and json.loads(p.read_text())["config"] == wanted for p in paths)
-    return paths if all(same) else []
+    return paths if all(map(same, paths)) else []
 
 
 def run_setting(
@@ -208,7 +227,9 @@ def run_setting(
 ) -> list[dict[str, Any]]:
     """Train one setting with the seeds of ``config``; return one record a seed."""
     trainer = make_trainer(config, progress=sys.stderr.isatty())
-    result = trainer.train()
+    result, final = trainer.train(), None
+    if experiment.evaluation_seed != EVALUATION_SEED:
+        final = judge(trainer, config, {}, experiment.evaluation_seed)
     tests = {name: judge(trainer, config, world) for name, world in experiment.tests.items()}
     seen = _observations(trainer, config) if experiment.importance else None
     return [
@@ -219,7 +240,8 @@ def run_setting(
             "config": to_mapping(config),
             "curve": {"steps": result.curve.steps}
             | {k: result.curve.array(k)[i].tolist() for k in result.curve.values},
-            "evaluation": {k: v[i].tolist() for k, v in result.final.items()},
+            "evaluation": {k: v[i].tolist() for k, v in (final or result.final).items()},
+            "evaluation_seed": experiment.evaluation_seed,
             "diagnostics": {"steps": result.diagnostics.steps}
             | {k: result.diagnostics.array(k)[i].tolist() for k in result.diagnostics.values},
             "tests": {
@@ -235,11 +257,13 @@ def run_setting(
     ]
 
 
-def judge(trainer: Trainer, config: RunConfig, options: dict[str, Any]) -> dict[str, np.ndarray]:
+def judge(
+    trainer: Trainer, config: RunConfig, options: dict[str, Any], seed: int = EVALUATION_SEED
+) -> dict[str, np.ndarray]:
     """Return the figures (R, episodes) of a trained policy on its world with other options."""
     other = run_config(to_mapping(config), {"env_options": options})
     policy, n = trainer.learner.policy(), config.replicates
-    return evaluate(world_maker(other), policy, n, config.final_episodes)
+    return evaluate(world_maker(other), policy, n, config.final_episodes, seed)
 
 
 def _observations(trainer: Trainer, config: RunConfig, steps: int = 64) -> np.ndarray:
@@ -260,7 +284,7 @@ def _importance(learner: Any, index: int, obs: np.ndarray) -> dict[str, list[flo
     return feature_importance(learner.actor.network(index), learner.seen_by(index, obs))
 
 
-def _reference(name: str, config: RunConfig) -> dict[str, Any]:
+def _reference(name: str, config: RunConfig, seed: int) -> dict[str, Any]:
     """Judge a policy that does not learn on the worlds the learners are judged on."""
     from marl_lib.planning import Planner, random_actions  # brings scipy, which is slow to load
 
@@ -272,7 +296,7 @@ def _reference(name: str, config: RunConfig) -> dict[str, Any]:
     else:
         policy = random_actions(world)
     try:
-        episodes = play(world, policy, EVALUATION_SEED)
+        episodes = play(world, policy, seed)
     except NotImplementedError as error:
         raise ConfigError(f"there is no planner for {config.env}: {error}") from error
     figures = {
@@ -286,6 +310,7 @@ def _reference(name: str, config: RunConfig) -> dict[str, Any]:
         "seed": 0,
         "config": to_mapping(config),
         "evaluation": {k: v.tolist() for k, v in figures.items()},
+        "evaluation_seed": seed,
         "device": "cpu",
     }
 

@@ -1,4 +1,4 @@
-"""How learners try what they do not yet think best."""
+"""How learners try what they do not yet think best, and what changes as training goes on."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ def decay(start: float, end: float, steps: int, done: int) -> float:
     """
     share = min(done / steps, 1.0) if steps else 1.0
     return start + share * (end - start)
+
+
+def remaining(done: int, total: int | None) -> float:
+    """Return the share of ``total`` steps that is left after ``done``, from 1 down to 0.
+
+    Annealing multiplies learning rates by it; ``total`` None is for none, a share of 1 throughout.
+    """
+    return 1.0 if total is None else max(1 - done / total, 0.0)
 
 
 def epsilon_greedy(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported: the tests run in several processes, each of them on small networks.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import definitions  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
@@ -22,3 +24,11 @@ settings.load_profile("marl")
 def root() -> Path:
     """Return the folder of the repository."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def book(request: pytest.FixtureRequest, root: Path) -> dict[str, Any]:
+    """Return what a chapter's notebook defines; in ``test_chapter_02.py``, chapter 2's."""
+    number = request.path.stem.removeprefix("test_chapter_")
+    (path,) = (root / "book").glob(f"{number}-*.ipynb")
+    return definitions.load_notebook(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 
-import definitions
 import numpy as np
 import pytest
 import torch
@@ -17,12 +16,11 @@ from marl_lib.runs import find_config, make_trainer, run_config
 
 
 @pytest.fixture(scope="module")
-def chapter(root):
+def chapter(book):
     """Return what the notebook defines, with the table that its cells compute."""
-    found = definitions.load_notebook(root / "book" / "01-q-network.ipynb")
-    found["table"] = planning.tabulate(**found["WORLD"])
-    found["v_star"] = planning.value_iteration(found["table"], found["GAMMA"]).max(1)
-    return found
+    book["table"] = planning.tabulate(**book["WORLD"])
+    book["v_star"] = planning.value_iteration(book["table"], book["GAMMA"]).max(1)
+    return book
 
 
 def batch(rows, seed=0, obs_dim=5, n_actions=5):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import definitions
 import numpy as np
 import pytest
 import torch
@@ -15,13 +12,7 @@ from marl_lib.planning import Planner
 from marl_lib.rollout import play
 from marl_lib.training import EVALUATION_SEED, LoopConfig, Trainer
 
-CHAPTER = Path(__file__).resolve().parents[1] / "book" / "02-many-agents.ipynb"
 KINDS = pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
-
-
-@pytest.fixture(scope="module")
-def book():
-    return definitions.load_notebook(CHAPTER)
 
 
 def learner(shared, seeds=(0,), n_agents=3):

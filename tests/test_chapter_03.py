@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import definitions
 import numpy as np
 import pytest
 import torch
@@ -15,11 +14,6 @@ from marl_lib.algorithms.ppo import PPO, PPOConfig, PPONetwork
 from marl_lib.envs import BatchedCartPole
 from marl_lib.nn.distributions import DiagonalGaussian
 from marl_lib.nn.normalization import RunningNorm
-
-
-@pytest.fixture(scope="module")
-def book(root):
-    return definitions.load_notebook(root / "book" / "03-ppo.ipynb")
 
 
 def flat(network):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import definitions
 import numpy as np
 import pytest
 import torch
@@ -14,19 +13,14 @@ from marl_lib.nn import attention as library
 from marl_lib.replicates import Replicates
 
 
-@pytest.fixture(scope="module")
-def chapter(root):
-    return definitions.load_notebook(root / "book" / "04-attention.ipynb")
-
-
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="module")
-def scenes(chapter):
-    return chapter["make_scenes"](500, [3, 7, 12], chapter["dice"](0))
+def scenes(book):
+    return book["make_scenes"](500, [3, 7, 12], book["dice"](0))
 
 
 def same_weights(ours, theirs):
@@ -41,7 +35,7 @@ def same_weights(ours, theirs):
 # The hall -----------------------------------------------------------------------------------------
 
 
-def test_a_scene_has_one_parcel_with_the_hour_of_the_ticket(chapter, scenes):
+def test_a_scene_has_one_parcel_with_the_hour_of_the_ticket(book, scenes):
     parcels, own, seen = scenes["parcels"], scenes["own"], scenes["seen"]
     assert sorted(seen.sum(1).unique().tolist()) == [3, 7, 12]
     assert (parcels[~seen] == 0).all()
@@ -59,15 +53,15 @@ def test_a_scene_has_one_parcel_with_the_hour_of_the_ticket(chapter, scenes):
     np.testing.assert_allclose(share, 1 / 3, atol=0.12)
 
 
-def test_dials_are_clocks(chapter):
-    twelve, three, six, nine = chapter["DIALS"][[0, 3, 6, 9]]
+def test_dials_are_clocks(book):
+    twelve, three, six, nine = book["DIALS"][[0, 3, 6, 9]]
     for dial, hand in ((twelve, (0, 1)), (three, (1, 0)), (six, (0, -1)), (nine, (-1, 0))):
         np.testing.assert_allclose(dial, hand, atol=1e-6)
 
 
-def test_half_of_the_tickets_are_nobodys(chapter):
-    plain = chapter["make_scenes"](2_000, range(3, 9), chapter["dice"](4))
-    half = chapter["half_unclaimed"](2_000, range(3, 9), chapter["dice"](4))
+def test_half_of_the_tickets_are_nobodys(book):
+    plain = book["make_scenes"](2_000, range(3, 9), book["dice"](4))
+    half = book["half_unclaimed"](2_000, range(3, 9), book["dice"](4))
     nobody = half["nobody"]
     assert 0.45 < nobody.float().mean() < 0.55
     fits = torch.isclose(half["parcels"][..., 2:], half["own"][:, None, 2:], atol=1e-6).all(-1)
@@ -78,37 +72,37 @@ def test_half_of_the_tickets_are_nobodys(chapter):
         assert torch.equal(half[name][~nobody], plain[name][~nobody])
 
 
-def test_hours_off(chapter, scenes):
-    off = chapter["hours_off"](scenes)
+def test_hours_off(book, scenes):
+    off = book["hours_off"](scenes)
     assert (off.gather(1, scenes["mine"][:, None]) == 0).all()
     for row in off:
         assert sorted(row.tolist()) == list(range(-5, 7))
     ticket = scenes["own"][:, None, 2:]
-    cosine = (chapter["DIALS"][scenes["hour"]] * ticket).sum(-1)
+    cosine = (book["DIALS"][scenes["hour"]] * ticket).sum(-1)
     torch.testing.assert_close(cosine, torch.cos(off * 2 * math.pi / 12), atol=1e-5, rtol=0)
 
 
 # What is built ------------------------------------------------------------------------------------
 
 
-def test_attend(chapter):
+def test_attend(book):
     query, key, value = torch.randn(3, 2, 4, 8), torch.randn(3, 2, 6, 8), torch.randn(3, 2, 6, 5)
     mask = torch.rand(3, 1, 4, 6) < 0.5
     mask[0, :, 1] = False
     for m in (None, mask):
-        ours = chapter["attend"](query, key, value, m)
+        ours = book["attend"](query, key, value, m)
         theirs = library.attend(query, key, value, m, need_weights=True)
         torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(
-        chapter["softmax_rows"](query, key), library.attention_weights(query, key)
+        book["softmax_rows"](query, key), library.attention_weights(query, key)
     )
     assert (ours[1][~mask.expand(3, 2, 4, 6)] == 0).all() and (ours[0][0, :, 1] == 0).all()
 
 
 @pytest.mark.parametrize("d_context", [None, 5])
-def test_multi_head_is_the_librarys_and_torchs(chapter, d_context):
+def test_multi_head_is_the_librarys_and_torchs(book, d_context):
     theirs = nn.MultiheadAttention(12, 3, kdim=d_context, vdim=d_context, batch_first=True)
-    ours = chapter["MultiHead"](12, 3, d_context)
+    ours = book["MultiHead"](12, 3, d_context)
     librarys = library.MultiHeadAttention(12, 3, d_context)
     for layer in (ours, librarys):
         library.load_torch_attention(layer, theirs)
@@ -121,32 +115,32 @@ def test_multi_head_is_the_librarys_and_torchs(chapter, d_context):
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_block(chapter, norm):
+def test_block(book, norm):
     ours, theirs = same_weights(
-        chapter["Block"](16, 2, norm), library.AttentionBlock(16, 2, norm=norm)
+        book["Block"](16, 2, norm), library.AttentionBlock(16, 2, norm=norm)
     )
     x, mask = torch.randn(4, 6, 16), library.causal_mask(6)
     torch.testing.assert_close(ours(x, mask), theirs(x, mask=mask)[0])
 
 
-def test_pooling(chapter):
-    ours, theirs = same_weights(chapter["Pooling"](16, 4), library.AttentionPooling(16, 4))
+def test_pooling(book):
+    ours, theirs = same_weights(book["Pooling"](16, 4), library.AttentionPooling(16, 4))
     x, there = torch.randn(5, 6, 16), torch.arange(6) < torch.tensor([0, 1, 3, 5, 6])[:, None]
     torch.testing.assert_close(ours(x, there), theirs(x, there, need_weights=True))
     torch.testing.assert_close(ours(x), theirs(x, need_weights=True))
 
 
-def test_tokens_positions_and_causal_mask(chapter):
-    ours, theirs = same_weights(chapter["Tokens"](5, 8), library.FeatureTokens(5, 8))
+def test_tokens_positions_and_causal_mask(book):
+    ours, theirs = same_weights(book["Tokens"](5, 8), library.FeatureTokens(5, 8))
     x = torch.randn(4, 5)
     torch.testing.assert_close(ours(x), theirs(x))
-    torch.testing.assert_close(chapter["sinusoids"](20, 8), library.sinusoidal_positions(20, 8))
-    assert torch.equal(chapter["causal_mask"](7), library.causal_mask(7))
+    torch.testing.assert_close(book["sinusoids"](20, 8), library.sinusoidal_positions(20, 8))
+    assert torch.equal(book["causal_mask"](7), library.causal_mask(7))
 
 
-def test_gradient_size_is_the_trace_of_the_jacobian(chapter):
+def test_gradient_size_is_the_trace_of_the_jacobian(book):
     scores = torch.randn(9, 5, dtype=torch.float64)
-    for row, size in zip(scores, chapter["gradient_size"](scores.softmax(-1)), strict=True):
+    for row, size in zip(scores, book["gradient_size"](scores.softmax(-1)), strict=True):
         jacobian = torch.autograd.functional.jacobian(lambda z: z.softmax(-1), row)
         torch.testing.assert_close(size, jacobian.trace())
 
@@ -157,21 +151,21 @@ def test_gradient_size_is_the_trace_of_the_jacobian(chapter):
 @pytest.mark.parametrize(
     ("name", "knows_no_order"), [("Finder", True), ("SharedSum", True), ("ListMLP", False)]
 )
-def test_which_network_knows_an_order(chapter, scenes, name, knows_no_order):
-    network = chapter[name]()
+def test_which_network_knows_an_order(book, scenes, name, knows_no_order):
+    network = book[name]()
     order = torch.randperm(12)
     rows = [scenes[key][:, order] for key in ("parcels", "seen")]
-    before, *_ = chapter["ask"](network, scenes)
+    before, *_ = book["ask"](network, scenes)
     after, *_ = network(scenes["own"], *rows)
     assert torch.allclose(before, after, atol=1e-5) == knows_no_order
 
 
 @pytest.mark.parametrize("name", ["Finder", "SharedSum"])
-def test_what_is_padded_is_not_seen(chapter, scenes, name):
-    network = chapter[name]()
+def test_what_is_padded_is_not_seen(book, scenes, name):
+    network = book[name]()
     junk = torch.where(scenes["seen"][..., None], scenes["parcels"], 1e3)
-    before, *_ = chapter["ask"](network, scenes)
-    after, *_ = chapter["ask"](network, scenes | {"parcels": junk})
+    before, *_ = book["ask"](network, scenes)
+    after, *_ = book["ask"](network, scenes | {"parcels": junk})
     assert torch.equal(before, after)
 
 
@@ -189,38 +183,38 @@ class Oracle(nn.Module):
         return (place - own[..., :2],)
 
 
-def test_share_right(chapter, scenes):
+def test_share_right(book, scenes):
     for sign, expected in ((1.0, 1.0), (-1.0, 0.0)):
         nets = Replicates(lambda sign=sign: Oracle(sign), [0, 1])
-        exam = scenes if sign > 0 else chapter["make_scenes"](200, [12], chapter["dice"](0))
-        assert chapter["share_right"](nets, exam).tolist() == [expected] * 2
+        exam = scenes if sign > 0 else book["make_scenes"](200, [12], book["dice"](0))
+        assert book["share_right"](nets, exam).tolist() == [expected] * 2
 
 
-def test_effect_is_1_for_what_is_pointed_at_and_0_for_all_else(chapter, scenes):
+def test_effect_is_1_for_what_is_pointed_at_and_0_for_all_else(book, scenes):
     nets = Replicates(Oracle, [0, 1])
-    mine = chapter["effect"](nets, scenes, scenes["mine"])
+    mine = book["effect"](nets, scenes, scenes["mine"])
     torch.testing.assert_close(mine, torch.ones(2, 500), atol=1e-4, rtol=0)
     other = (scenes["mine"] + 1) % scenes["seen"].sum(1)
-    assert (chapter["effect"](nets, scenes, other) == 0).all()
+    assert (book["effect"](nets, scenes, other) == 0).all()
     by_replicate = torch.stack([scenes["mine"], other])
     torch.testing.assert_close(
-        chapter["effect"](nets, scenes, by_replicate)[1], torch.zeros(500), atol=1e-4, rtol=0
+        book["effect"](nets, scenes, by_replicate)[1], torch.zeros(500), atol=1e-4, rtol=0
     )
 
 
-def test_training_is_adam_on_the_squared_distance(chapter):
-    nets = Replicates(chapter["Finder"], [3])
-    at, shares = chapter["train"](nets, 20, seed=7)
+def test_training_is_adam_on_the_squared_distance(book):
+    nets = Replicates(book["Finder"], [3])
+    at, shares = book["train"](nets, 20, seed=7)
     assert at == tuple(range(21)) and shares.shape == (1, 21)
 
     torch.manual_seed(3)
-    network, dice = chapter["Finder"](), chapter["dice"](7)
+    network, dice = book["Finder"](), book["dice"](7)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     for update in range(21):
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * (1 - 0.95 * min(update, 20) / 20)
-        scene = chapter["make_scenes"](64, chapter["SIZES"], dice)
-        answer, _ = chapter["ask"](network, scene)
+        scene = book["make_scenes"](64, book["SIZES"], dice)
+        answer, _ = book["ask"](network, scene)
         optimizer.zero_grad()
         (answer - scene["goal"]).square().sum(-1).mean().backward()
         optimizer.step()
@@ -228,16 +222,16 @@ def test_training_is_adam_on_the_squared_distance(chapter):
         torch.testing.assert_close(nets.params[name][0], parameter, atol=2e-4, rtol=1e-3)
 
 
-def test_attention_finds_the_parcel_that_matters_and_the_others_do_not(chapter):
-    """The claim of the chapter, at a fraction of its budget: two seeds, 400 updates."""
-    held_out = chapter["make_scenes"](1_000, range(9, 13), chapter["dice"](8))
+def test_attention_finds_the_parcel_that_matters_and_the_others_do_not(book):
+    """The claim of the book, at a fraction of its budget: two seeds, 400 updates."""
+    held_out = book["make_scenes"](1_000, range(9, 13), book["dice"](8))
     shares = {}
     for name in ("Finder", "SharedSum", "ListMLP"):
-        nets = Replicates(chapter[name], [0, 1])
-        chapter["train"](nets, 400)
-        shares[name] = chapter["share_right"](nets, held_out)
+        nets = Replicates(book[name], [0, 1])
+        book["train"](nets, 400)
+        shares[name] = book["share_right"](nets, held_out)
         if name == "Finder":
-            _, weights = chapter["ask"](nets, chapter["for_all"](nets, held_out))
+            _, weights = book["ask"](nets, book["for_all"](nets, held_out))
             largest = weights.mean(2).argmax(-1)
             singled = (largest == held_out["mine"]).float().mean(1)
     assert shares["Finder"].min() > 0.9 and singled.min() > 0.9
@@ -247,37 +241,37 @@ def test_attention_finds_the_parcel_that_matters_and_the_others_do_not(chapter):
 # The bug ------------------------------------------------------------------------------------------
 
 
-def test_one_token_is_a_linear_layer_and_is_caught(chapter):
-    twelve = chapter["make_scenes"](32, [12], chapter["dice"](0))
-    network = chapter["OneToken"]()
-    answer, weights = chapter["ask"](network, twelve)
+def test_one_token_is_a_linear_layer_and_is_caught(book):
+    twelve = book["make_scenes"](32, [12], book["dice"](0))
+    network = book["OneToken"]()
+    answer, weights = book["ask"](network, twelve)
     assert weights.shape == (32, 4, 1) and (weights == 1).all()
     layer = network.attention
-    embedded = network.embed(chapter["as_list"](twelve["own"], twelve["parcels"], twelve["seen"]))
+    embedded = network.embed(book["as_list"](twelve["own"], twelve["parcels"], twelve["seen"]))
     torch.testing.assert_close(answer, network.head(layer.out(layer.value(embedded))))
     answer.square().sum().backward()
     assert all((p.weight.grad == 0).all() for p in (layer.query, layer.key))
     assert (layer.value.weight.grad != 0).any()
-    assert not chapter["really_attends"](chapter["OneToken"](), twelve)
+    assert not book["really_attends"](book["OneToken"](), twelve)
 
 
-def test_the_test_of_the_clinic_passes_attention_and_refuses_an_even_spread(chapter):
-    twelve = chapter["make_scenes"](32, [12], chapter["dice"](0))
-    assert chapter["really_attends"](chapter["Finder"](), twelve)
-    blind = chapter["Finder"]()
+def test_the_test_of_the_clinic_passes_attention_and_refuses_an_even_spread(book):
+    twelve = book["make_scenes"](32, [12], book["dice"](0))
+    assert book["really_attends"](book["Finder"](), twelve)
+    blind = book["Finder"]()
     with torch.no_grad():  # every key alike: it looks at all and sees no difference
         blind.attention.key.weight.zero_()
-    assert not chapter["really_attends"](blind, twelve)
+    assert not book["really_attends"](blind, twelve)
 
 
-def test_what_goes_through_the_heads_adds_up(chapter, scenes):
+def test_what_goes_through_the_heads_adds_up(book, scenes):
     """With a linear head, and weights that do not change, the two parts are the whole."""
-    network = chapter["Finder"]()
+    network = book["Finder"]()
     network.head = nn.Linear(64, 2)
     with torch.no_grad():
         network.attention.key.weight.zero_()  # places change no weights
-    parts = sum(chapter["through_head"](network, scenes, scenes["mine"], h) for h in (0, 1))
-    moved = scenes | {"parcels": chapter["move"](scenes["parcels"], scenes["mine"])}
-    change = chapter["ask"](network, moved)[0] - chapter["ask"](network, scenes)[0]
+    parts = sum(book["through_head"](network, scenes, scenes["mine"], h) for h in (0, 1))
+    moved = scenes | {"parcels": book["move"](scenes["parcels"], scenes["mine"])}
+    change = book["ask"](network, moved)[0] - book["ask"](network, scenes)[0]
     torch.testing.assert_close(parts, change @ torch.tensor([3.0, 4.0]), atol=1e-5, rtol=1e-4)
     assert parts.abs().max() > 1e-3

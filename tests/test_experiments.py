@@ -16,8 +16,14 @@ from dask.distributed import Client, LocalCluster
 
 from marl_lib import experiments, runs
 from marl_lib.config import ConfigError
-from marl_lib.experiments import curves, final_scores, load_results, run_experiment
-from marl_lib.planning import Planner
+from marl_lib.experiments import (
+    ExperimentConfig,
+    curves,
+    final_scores,
+    load_results,
+    run_experiment,
+)
+from marl_lib.planning import Planner, random_actions
 from marl_lib.rollout import play
 from marl_lib.training import EVALUATION_SEED, TrainingDiverged, evaluate
 
@@ -38,7 +44,7 @@ PLAN: dict[str, Any] = {
 # What the book's pages rely on.
 KEYS = {
     "experiment", "algorithm", "env", "seed", "config", "evaluation", "commit", "versions",
-    "device", "machine", "command", "date",
+    "device", "machine", "command", "date", "evaluation_seed",
 }  # fmt: skip
 LEARNED = {
     "curve",
@@ -203,6 +209,32 @@ def test_an_interrupted_run_is_resumed(tmp_path: Path, monkeypatch: pytest.Monke
         }
 
 
+def test_other_seeds_are_judged_on_other_worlds(tmp_path: Path) -> None:
+    """The second look at a setting: nothing it was chosen by comes back."""
+    other = EVALUATION_SEED + 7
+    again = {"first_seed": 5, "evaluation_seed": other}
+    plan = write_plan(tmp_path, settings={"plain": {}}, references=["random"], seeds=2, **again)
+    run_experiment(plan, tmp_path, per_process=1)
+    (random,), (first, second) = map(load_results("two", tmp_path).get, ("random", "plain"))
+    assert (first["seed"], second["seed"]) == (5, 6)
+    config = runs.run_config(second["config"])
+    trainer = runs.make_trainer(config, progress=False)
+    result = trainer.train()
+    judged = evaluate(trainer.make_env, trainer.learner.policy(), 1, config.final_episodes, other)
+    found = second["evaluation"]["episode_return"]
+    np.testing.assert_allclose(found, judged["episode_return"][0], atol=1e-4)
+    assert not np.allclose(found, result.final["episode_return"][0], atol=1e-2)
+    world = runs.world_maker(config)(config.final_episodes)
+    np.testing.assert_allclose(
+        random["evaluation"]["episode_return"],
+        play(world, random_actions(world), other).returns,
+        atol=1e-4,
+    )
+    assert {r["evaluation_seed"] for r in (random, first, second)} == {other}
+    with pytest.raises(ConfigError, match=r"evaluation_seed must be at least 1000003.*got 3"):
+        ExperimentConfig(settings={"a": {}}, evaluation_seed=3)
+
+
 @pytest.mark.parametrize("name", experiments.shipped_experiments())
 def test_what_ships_can_be_run(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The whole plan, with a stand-in for the training itself."""
@@ -212,7 +244,9 @@ def test_what_ships_can_be_run(name: str, monkeypatch: pytest.MonkeyPatch, tmp_p
     paths = run_experiment(name, tmp_path, per_process=4)
     sizes = [min(4, experiment.seeds - first) for first in range(0, experiment.seeds, 4)]
     assert [c.replicates for _, c, _ in asked] == sizes * len(experiment.all_settings())
-    assert [c.seed for _, c, _ in asked][: len(sizes)] == list(range(0, experiment.seeds, 4))
+    begin = experiment.first_seed
+    seeds = list(range(begin, begin + experiment.seeds, 4))
+    assert [c.seed for _, c, _ in asked][: len(sizes)] == seeds
     assert len(paths) == len(experiment.references)
     assert all(c.timesteps >= 1_000 for _, c, _ in asked)
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from marl_lib.exploration import decay, epsilon_greedy
+from marl_lib.exploration import decay, epsilon_greedy, remaining
 
 
 def test_a_decay_is_a_straight_line_and_then_flat() -> None:
     found = [decay(1.0, 0.1, 100, done) for done in (0, 50, 100, 200, 10_000)]
     assert found == pytest.approx([1.0, 0.55, 0.1, 0.1, 0.1])
     assert decay(1.0, 0.1, 0, 0) == pytest.approx(0.1)
+
+
+def test_what_remains_of_a_training_falls_to_nothing() -> None:
+    assert [remaining(done, 100) for done in (0, 25, 100, 200)] == [1.0, 0.75, 0.0, 0.0]
+    assert remaining(10_000, None) == 1.0
 
 
 def test_each_agent_explores_on_its_own_and_evenly() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
 from marl_lib.config import require
-from marl_lib.exploration import decay, epsilon_greedy
+from marl_lib.exploration import decay, epsilon_greedy, remaining
 from marl_lib.replay import Replay
 from marl_lib.replicates import Adam, Replicates
 from marl_lib.seeding import RandomStreams
@@ -317,9 +317,8 @@ class DQN:
         c = self.config
         loss = self.loss(self.replay.sample(c.batch_size, c.n_step, c.gamma))
         norm = self.net.backward(loss, c.max_grad_norm)
-        if c.anneal and self.total_steps:
-            left = decay(1.0, 0.0, self.total_steps, self.steps)
-            self.optimizer.learning_rate = c.learning_rate * left
+        left = remaining(self.steps, self.total_steps if c.anneal else None)
+        self.optimizer.learning_rate = left * c.learning_rate
         self.optimizer.step()
         self.updates += 1
         if self.updates % c.target_every == 0:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from marl_lib.config import require
-from marl_lib.exploration import decay
+from marl_lib.exploration import decay, remaining
 from marl_lib.nn.distributions import gumbel, gumbel_softmax, standard_normal
 from marl_lib.nn.layers import mlp
 from marl_lib.replay import Replay
@@ -435,10 +435,9 @@ class MADDPG:
         actor_grad_norm (before clipping).
         """
         c = self.config
-        if c.anneal and self.total_steps:
-            left = decay(1.0, 0.0, self.total_steps, self.steps)
-            self.optimizers["actor"].learning_rate = left * c.actor_learning_rate
-            self.optimizers["critic"].learning_rate = left * c.critic_learning_rate
+        left = remaining(self.steps, self.total_steps if c.anneal else None)
+        self.optimizers["actor"].learning_rate = left * c.actor_learning_rate
+        self.optimizers["critic"].learning_rate = left * c.critic_learning_rate
         batch = self.replay.sample(c.batch_size)
         noise = None if self.continuous else self._noise(self.streams["learn"], c.batch_size)
 

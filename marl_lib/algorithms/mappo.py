@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from marl_lib.advantages import generalised_advantage
 from marl_lib.config import choice, require
+from marl_lib.exploration import remaining
 from marl_lib.nn.distributions import Categorical, DiagonalGaussian, Distribution
 from marl_lib.nn.layers import orthogonal
 from marl_lib.nn.normalization import RunningNorm
@@ -476,10 +477,9 @@ class MAPPO:
 
     def _learn(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Make all passes over the rollout; return the means of what was watched."""
-        c, left = self.config, 1.0
-        if c.anneal and self.total_steps is not None:
-            begun = self.steps - c.rollout * self.num_envs  # when this rollout was begun
-            left = max(1 - begun / self.total_steps, 0.0)
+        c = self.config
+        begun = self.steps - c.rollout * self.num_envs  # when this rollout was begun
+        left = remaining(begun, self.total_steps if c.anneal else None)
         for optimizer in self.optimizers:
             optimizer.learning_rate = c.learning_rate * left
         seen = [

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from marl_lib.advantages import RewardScale, generalised_advantage
 from marl_lib.config import choice, require
 from marl_lib.envs.base import Tokens
+from marl_lib.exploration import remaining
 from marl_lib.nn.attention import (
     AttentionBlock,
     AttentionPooling,
@@ -575,10 +576,8 @@ class PPO:
         """Make all passes over the rollout; return the means of what was watched."""
         c, total = self.config, batch["value"].shape[1]
         parts = max(1, total // c.batch_size)
-        left = 1.0
-        if c.anneal and self.total_steps is not None:
-            begun = self.steps - c.rollout * self.num_envs  # when this rollout was begun
-            left = max(1 - begun / self.total_steps, 0.0)
+        begun = self.steps - c.rollout * self.num_envs  # when this rollout was begun
+        left = remaining(begun, self.total_steps if c.anneal else None)
         for optimizer in self.optimizers:
             optimizer.learning_rate = c.learning_rate * left
         active = torch.ones(len(self.seeds), dtype=torch.bool, device=self.device)

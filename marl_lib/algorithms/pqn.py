@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from marl_lib.advantages import RewardScale, q_lambda_return
 from marl_lib.config import choice, require
-from marl_lib.exploration import decay, epsilon_greedy
+from marl_lib.exploration import decay, epsilon_greedy, remaining
 from marl_lib.replay import minibatches
 from marl_lib.replicates import Adam, Replicates
 from marl_lib.seeding import RandomStreams
@@ -347,10 +347,9 @@ class PQN:
     def _learn(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Make all passes over the rollout; return the means of what was watched."""
         c, seen = self.config, []
-        if c.anneal and self.total_steps is not None:
-            begun = self.steps - c.rollout * self.num_envs  # when this rollout was begun
-            left = max(1 - begun / self.total_steps, 0.0)
-            self.optimizer.learning_rate = c.learning_rate * left
+        begun = self.steps - c.rollout * self.num_envs  # when this rollout was begun
+        left = remaining(begun, self.total_steps if c.anneal else None)
+        self.optimizer.learning_rate = left * c.learning_rate
         for _ in range(c.epochs):
             for part in minibatches(batch, c.minibatches, self.shuffle):
                 loss, q = self.loss(part)

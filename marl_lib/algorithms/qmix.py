@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from marl_lib.config import choice, require
-from marl_lib.exploration import decay, epsilon_greedy
+from marl_lib.exploration import decay, epsilon_greedy, remaining
 from marl_lib.nn.mixing import MonotonicMixer, SumMixer
 from marl_lib.nn.recurrent import GRUCell, run_cell
 from marl_lib.replay import Replay
@@ -534,12 +534,10 @@ class QMIX:
         for net in self.nets:
             net.zero_grad()
         loss.sum().backward()
-        norms = []
+        norms, left = [], remaining(self.steps, self.total_steps if c.anneal else None)
         for net, optimizer in zip(self.nets, self.optimizers, strict=True):
             norms.append(net.clip_gradient(c.max_grad_norm))
-            if c.anneal and self.total_steps:
-                left = decay(1.0, 0.0, self.total_steps, self.steps)
-                optimizer.learning_rate = left * c.learning_rate
+            optimizer.learning_rate = left * c.learning_rate
             optimizer.step()
         self.updates += 1
         if self.updates % c.target_every == 0:

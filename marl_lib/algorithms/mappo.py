@@ -26,7 +26,7 @@ from marl_lib.replay import minibatches
 from marl_lib.replicates import Adam, Replicates
 from marl_lib.seeding import RandomStreams
 
-CRITICS = ("central", "own")
+CRITICS = ("central", "turned", "own")
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
@@ -36,9 +36,11 @@ class MAPPOConfig:
 
     Parameters
     ----------
-    critic : {"central", "own"}
-        The critic sees all observations side by side (MAPPO) or the agent's own one (IPPO); in both
-        cases the agent's id too.
+    critic : {"central", "turned", "own"}
+        The critic sees all observations side by side (MAPPO), in the order of the agents or turned
+        such that the agent's own comes first, or that one alone (IPPO); and always the agent's id.
+        One that judges an agent by its own reward needs the own part most, and should not have to
+        find it by the id.
     team_reward : bool
         Every agent learns from the sum of all rewards, which is what a team is judged by; otherwise
         from its own reward, which tells better what it did itself but makes it selfish. Where all
@@ -75,7 +77,7 @@ class MAPPOConfig:
         Between them.
     """
 
-    critic: Literal["central", "own"] = "central"
+    critic: Literal["central", "turned", "own"] = "central"
     team_reward: bool = True
     gamma: float = 0.99
     gae_lambda: float = 0.95
@@ -114,7 +116,7 @@ class MAPPOConfig:
 class IPPOConfig(MAPPOConfig):
     """Settings of IPPO: those of :class:`MAPPOConfig`, each critic seeing what its agent sees."""
 
-    critic: Literal["central", "own"] = "own"
+    critic: Literal["central", "turned", "own"] = "own"
 
 
 # Networks -----------------------------------------------------------------------------------------
@@ -210,7 +212,9 @@ class MAPPO:
         self.distribution: type[Distribution] = DiagonalGaussian if bounds else Categorical
         # A shared network must know whose action it is asked for.
         self.ids = torch.eye(n_agents if n_agents > 1 else 0, device=device)
-        sees = obs_dim * n_agents if c.critic == "central" else obs_dim
+        sees = obs_dim if c.critic == "own" else obs_dim * n_agents
+        agents = torch.arange(n_agents, device=device)
+        self.turned = (agents[:, None] + agents) % n_agents  # row i: i first, then those after it
 
         def actor() -> nn.Module:
             return TeamNetwork(obs_dim + len(self.ids), n_actions, c, 0.01, bounds is not None)
@@ -287,6 +291,8 @@ class MAPPO:
         x = obs
         if self.config.critic == "central":
             x = obs.flatten(2).unsqueeze(2).expand(-1, -1, self.n_agents, -1)  # the state
+        elif self.config.critic == "turned":
+            x = obs[:, :, self.turned].flatten(3)
         return self.critic(self._with_ids(x)).view(obs.shape[:3])
 
     def _normalised(self, returns: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ SMALL = MAPPOConfig(hidden=(8,), rollout=5, minibatches=2, epochs=2, anneal=Fals
 BARE = {"normalise_obs": False, "normalise_value": False, "normalise_advantage": False}
 BOUNDS = np.full(2, -1.0, np.float32), np.ones(2, np.float32)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-critics = pytest.mark.parametrize("critic", ["central", "own"])
+critics = pytest.mark.parametrize("critic", ["central", "turned", "own"])
 GIVEN = ("total_steps", "bounds", "action_masks", "device", "n_agents", "n_actions")
 
 
@@ -91,7 +91,7 @@ def slow_advantage(
 
 
 @pytest.mark.parametrize("bounds", [None, BOUNDS], ids=["discrete", "continuous"])
-@pytest.mark.parametrize("critic", ["own", "central"])
+@critics
 @pytest.mark.parametrize("seeds", [(0,), (0, 3)], ids=len)
 def test_a_team_of_one_is_ppo(seeds: tuple[int, ...], critic: str, bounds: Any) -> None:
     """The same weights, acts, losses and, after updates, the same weights again."""
@@ -130,7 +130,7 @@ def test_a_team_of_one_is_ppo(seeds: tuple[int, ...], critic: str, bounds: Any) 
 
 
 def test_the_actor_sees_its_own_observation_and_the_central_critic_all_of_them() -> None:
-    for critic in ("central", "own"):
+    for critic in ("central", "turned", "own"):
         mappo = learner(critic=critic)
         obs = torch.randn(2, 7, AGENTS, OBS, generator=torch.Generator().manual_seed(0))
         other = obs.clone()
@@ -140,7 +140,7 @@ def test_the_actor_sees_its_own_observation_and_the_central_critic_all_of_them()
         assert (before.log_p[:, :, 1] != after.log_p[:, :, 1]).any(-1).all()
         changed = mappo.value(obs) != mappo.value(other)
         assert changed[:, :, 1].all()
-        assert changed[:, :, 0].all() if critic == "central" else not changed[:, :, 0].any()
+        assert not changed[:, :, 0].any() if critic == "own" else changed[:, :, 0].all()
 
 
 @critics
@@ -155,7 +155,8 @@ def test_networks_equal_plain_ones_on_inputs_put_together_by_hand(critic: str) -
                 name = torch.tensor([float(j == agent) for j in range(3)])
                 own = torch.cat([obs[r, i, agent], name])
                 torch.testing.assert_close(log_p[r, i, agent], actor(own).log_softmax(-1))
-                seen = torch.cat([*obs[r, i], name]) if critic == "central" else own
+                parts = obs[r, i] if critic == "central" else obs[r, i].roll(-agent, 0)
+                seen = own if critic == "own" else torch.cat([*parts, name])
                 torch.testing.assert_close(value[r, i, agent], judge(seen).squeeze())
 
 
@@ -174,11 +175,16 @@ def test_order_of_environments_does_not_matter(critic: str) -> None:
         torch.testing.assert_close(same[name], x, atol=1e-6, rtol=1e-5)
 
 
-def test_permuting_agents_with_their_ids_permutes_policies_and_values() -> None:
-    """With the critic of each agent's own; a central one is not made to be symmetric."""
-    mappo = learner(critic="own", n_agents=3)
+@pytest.mark.parametrize(("critic", "order"), [("own", [1, 0, 2]), ("turned", [2, 0, 1])])
+def test_permuting_agents_with_their_ids_permutes_policies_and_values(
+    critic: str, order: list[int]
+) -> None:
+    """In any order if the critics see their own alone, turned as a ring if they see all that way.
+
+    One that sees the agents in their own order is not made to be symmetric.
+    """
+    mappo = learner(critic=critic, n_agents=3)
     obs = torch.randn(2, 6, 3, OBS, generator=torch.Generator().manual_seed(0))
-    order = [2, 0, 1]
     log_p, value = mappo.pi(obs).log_p[:, :, order], mappo.value(obs)[:, :, order]
     assert not torch.allclose(mappo.pi(obs[:, :, order]).log_p, log_p)
     mappo.ids = mappo.ids[order]

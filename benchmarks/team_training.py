@@ -42,6 +42,13 @@ VALUES = {
     "hidden": [64, 64],
     "max_grad_norm": 10.0,
 }
+PASSES = {
+    "rollout": 25,
+    "epochs": 4,
+    "minibatches": 16,
+    "activation": "relu",
+    "max_grad_norm": 10.0,
+}
 MIXER = {"mixer_width": 32, "hyper_width": 64}
 
 
@@ -70,16 +77,17 @@ class Task:
 TASKS = {
     "mappo": Task(
         "MAPPO, equal networks, 4 passes in minibatches of 250 steps",
-        "160 environments, 25 steps, 4 epochs, 16 minibatches, two layers of 128, ReLU",
+        "160 environments, 25 steps, 4 epochs, 16 minibatches, two layers of 64, ReLU",
         320_000,
         "mappo",
-        {
-            "num_envs": 160,
-            "mappo": {
-                "rollout": 25, "epochs": 4, "minibatches": 16, "hidden": [128, 128],
-                "activation": "relu", "max_grad_norm": 10.0,
-            },
-        },
+        {"num_envs": 160, "mappo": PASSES | {"hidden": [64, 64]}},
+    ),
+    "mappo-128": Task(
+        "MAPPO, equal networks twice as wide, 4 passes in minibatches of 250 steps",
+        "160 environments, 25 steps, 4 epochs, 16 minibatches, two layers of 128, ReLU",
+        240_000,
+        "mappo",
+        {"num_envs": 160, "mappo": PASSES | {"hidden": [128, 128]}},
     ),
     "qmix": Task(
         "QMIX, equal networks, 800 steps learned from every 25",

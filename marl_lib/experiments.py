@@ -227,9 +227,7 @@ def run_setting(
 ) -> list[dict[str, Any]]:
     """Train one setting with the seeds of ``config``; return one record a seed."""
     trainer = make_trainer(config, progress=sys.stderr.isatty())
-    result, final = trainer.train(), None
-    if experiment.evaluation_seed != EVALUATION_SEED:
-        final = judge(trainer, config, {}, experiment.evaluation_seed)
+    result = trainer.train(experiment.evaluation_seed)
     tests = {name: judge(trainer, config, world) for name, world in experiment.tests.items()}
     seen = _observations(trainer, config) if experiment.importance else None
     return [
@@ -240,7 +238,7 @@ def run_setting(
             "config": to_mapping(config),
             "curve": {"steps": result.curve.steps}
             | {k: result.curve.array(k)[i].tolist() for k in result.curve.values},
-            "evaluation": {k: v[i].tolist() for k, v in (final or result.final).items()},
+            "evaluation": {k: v[i].tolist() for k, v in result.final.items()},
             "evaluation_seed": experiment.evaluation_seed,
             "diagnostics": {"steps": result.diagnostics.steps}
             | {k: result.diagnostics.array(k)[i].tolist() for k in result.diagnostics.values},
@@ -257,13 +255,11 @@ def run_setting(
     ]
 
 
-def judge(
-    trainer: Trainer, config: RunConfig, options: dict[str, Any], seed: int = EVALUATION_SEED
-) -> dict[str, np.ndarray]:
+def judge(trainer: Trainer, config: RunConfig, options: dict[str, Any]) -> dict[str, np.ndarray]:
     """Return the figures (R, episodes) of a trained policy on its world with other options."""
     other = run_config(to_mapping(config), {"env_options": options})
     policy, n = trainer.learner.policy(), config.replicates
-    return evaluate(world_maker(other), policy, n, config.final_episodes, seed)
+    return evaluate(world_maker(other), policy, n, config.final_episodes)
 
 
 def _observations(trainer: Trainer, config: RunConfig, steps: int = 64) -> np.ndarray:

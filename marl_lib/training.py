@@ -238,8 +238,14 @@ class Trainer:
         self.updates = 0  # calls of update() in them
         self.obs, self.info = self.env.reset(seed=learner.seeds)
 
-    def train(self) -> TrainingResult:
-        """Run until ``timesteps``; from the checkpoint on, if one was loaded."""
+    def train(self, evaluation_seed: int = EVALUATION_SEED) -> TrainingResult:
+        """Run until ``timesteps``; from the checkpoint on, if one was loaded.
+
+        Parameters
+        ----------
+        evaluation_seed : int
+            Of the worlds of the last evaluation.
+        """
         c, started = self.config, time.monotonic() - self.seconds
         with tqdm(
             total=c.timesteps, initial=self.steps, disable=not self.progress, unit="step"
@@ -256,7 +262,7 @@ class Trainer:
                     self.save()
             self._evaluate(bar)
         # what stopped training may have been luck, so it is judged again on other worlds
-        seed = EVALUATION_SEED + (c.stop_at is not None)
+        seed = evaluation_seed + (c.stop_at is not None)
         policy = self._policy()
         final = evaluate(self.make_env, policy, self.replicates, c.final_episodes, seed)
         self.seconds = time.monotonic() - started

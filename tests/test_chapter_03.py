@@ -7,17 +7,13 @@ import copy
 import numpy as np
 import pytest
 import torch
+from agreement import flat, norm_equals_the_library_s
 from torch.distributions import Categorical
 
 from marl_lib.advantages import generalised_advantage
 from marl_lib.algorithms.ppo import PPO, PPOConfig, PPONetwork
 from marl_lib.envs import BatchedCartPole
 from marl_lib.nn.distributions import DiagonalGaussian
-from marl_lib.nn.normalization import RunningNorm
-
-
-def flat(network):
-    return torch.nn.utils.parameters_to_vector(network.parameters()).detach()
 
 
 def test_its_settings_are_the_library_s(book):
@@ -141,13 +137,7 @@ def test_clipped_objective_is_equation_7(book):
 
 
 def test_running_norm_and_reward_scale_equal_the_library_s(book):
-    ours, theirs = book["RunningNorm"](3), RunningNorm(1, 3)
-    g = torch.Generator().manual_seed(0)
-    for n in (5, 64, 2):
-        x = 3 * torch.randn(n, 3, generator=g) + torch.tensor([1.0, -5.0, 100.0])
-        ours.update(x)
-        theirs.update(x[None])
-        torch.testing.assert_close(ours(x), theirs(x[None])[0], atol=1e-4, rtol=1e-4)
+    norm_equals_the_library_s(book["RunningNorm"](3))
     learner = PPO(4, 2, book["ENVS"], [0])
     scale = book["RewardScale"]()
     for seed in range(3):

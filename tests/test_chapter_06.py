@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from agreement import flat
 from scipy.optimize import minimize
 
 from marl_lib.advantages import q_lambda_return
@@ -19,10 +20,6 @@ from marl_lib.nn.mixing import SumMixer
 @pytest.fixture(scope="module")
 def everything(book):
     return book["transitions"](GAMES["two-step"])
-
-
-def parameters(module):
-    return torch.nn.utils.parameters_to_vector(module.parameters()).detach()
 
 
 # Tables -------------------------------------------------------------------------------------------
@@ -122,7 +119,7 @@ def test_agents_equal_the_library_s(book):
     torch.manual_seed(0)
     ours = book["Agents"](3, 2)
     learner = QMIX(3, 2, 2, 1, [0], QMIXConfig(hidden=(64,)))
-    learner.agents.flat.data.copy_(parameters(ours))
+    learner.agents.flat.data.copy_(flat(ours))
     obs = torch.randn(7, 2, 3)
     torch.testing.assert_close(ours(obs), learner.q_values(obs[None])[0])
 
@@ -147,11 +144,11 @@ def test_loss_and_its_gradient_equal_the_library_s(book, everything, kind):
     def like_library(module):
         return book["as_in_library"](module) if isinstance(module, book["Mixer"]) else module
 
-    for buffer, flat, ours, still in zip(
+    for buffer, slow, ours, still in zip(
         learner.nets, learner.targets, nets, targets, strict=False
     ):
-        buffer.flat.data.copy_(parameters(like_library(ours)))
-        flat.copy_(parameters(like_library(still)))
+        buffer.flat.data.copy_(flat(like_library(ours)))
+        slow.copy_(flat(like_library(still)))
     batch = {name: x.unsqueeze(0) for name, x in everything.items()}
     ours, theirs = book["team_loss"](nets, targets, everything, 0.9), learner.loss(batch)
     torch.testing.assert_close(ours, theirs[0])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from marl_lib.replay import minibatches
 from marl_lib.replicates import Adam, Replicates
 from marl_lib.seeding import RandomStreams
 
-CRITICS = ("central", "turned", "own")
+Critic = Literal["central", "turned", "own"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
@@ -77,7 +77,7 @@ class MAPPOConfig:
         Between them.
     """
 
-    critic: Literal["central", "turned", "own"] = "central"
+    critic: Critic = "central"
     team_reward: bool = True
     gamma: float = 0.99
     gae_lambda: float = 0.95
@@ -98,7 +98,7 @@ class MAPPOConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
-        choice("critic", self.critic, CRITICS)
+        choice("critic", self.critic, get_args(Critic))
         choice("activation", self.activation, ACTIVATIONS)
         for key in ("gamma", "gae_lambda"):
             require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "in [0, 1]")
@@ -116,7 +116,7 @@ class MAPPOConfig:
 class IPPOConfig(MAPPOConfig):
     """Settings of IPPO: those of :class:`MAPPOConfig`, each critic seeing what its agent sees."""
 
-    critic: Literal["central", "turned", "own"] = "own"
+    critic: Critic = "own"
 
 
 # Networks -----------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from marl_lib.check.core import Case, Exercise, Mistake
@@ -36,16 +38,13 @@ def _own_then_the_rest_in_order(obs: np.ndarray) -> np.ndarray:
     return np.asarray(obs[:, order].reshape(len(obs), n, -1))
 
 
-def _numbers_mixed(obs: np.ndarray) -> np.ndarray:
-    n = obs.shape[1]
-    order = (np.arange(n)[:, None] + np.arange(n)) % n
-    return np.asarray(obs[:, order].swapaxes(-1, -2).reshape(len(obs), n, -1))
-
-
 def _not_flat(obs: np.ndarray) -> np.ndarray:
-    n = obs.shape[1]
-    order = (np.arange(n)[:, None] + np.arange(n)) % n
-    return np.asarray(obs[:, order])
+    batch, n, size = obs.shape
+    return _turned(obs).reshape(batch, n, n, size)
+
+
+def _numbers_mixed(obs: np.ndarray) -> np.ndarray:
+    return _not_flat(obs).swapaxes(-1, -2).reshape(*obs.shape[:2], -1)
 
 
 def _without_own(obs: np.ndarray) -> np.ndarray:
@@ -110,56 +109,56 @@ def _td(
     return np.asarray(reward + gamma * np.where(terminated, 0.0, after) - value)
 
 
-def _td_error(*args: float | np.ndarray) -> np.ndarray:
+def _td_error(*args: Any) -> np.ndarray:
     r, v, w, d, mean, std, gamma = args
-    return _td(r, mean + std * v, mean + std * w, d, gamma)  # type: ignore[arg-type]
+    return _td(r, mean + std * v, mean + std * w, d, gamma)
 
 
-def _td_as_predicted(*args: float | np.ndarray) -> np.ndarray:
+def _td_as_predicted(*args: Any) -> np.ndarray:
     r, v, w, d, _, _, gamma = args
-    return _td(r, v, w, d, gamma)  # type: ignore[arg-type]
+    return _td(r, v, w, d, gamma)
 
 
-def _td_without_mean(*args: float | np.ndarray) -> np.ndarray:
+def _td_without_mean(*args: Any) -> np.ndarray:
     r, v, w, d, _, std, gamma = args
-    return _td(r, std * v, std * w, d, gamma)  # type: ignore[arg-type]
+    return _td(r, std * v, std * w, d, gamma)
 
 
-def _td_without_scale(*args: float | np.ndarray) -> np.ndarray:
+def _td_without_scale(*args: Any) -> np.ndarray:
     r, v, w, d, mean, _, gamma = args
-    return _td(r, mean + v, mean + w, d, gamma)  # type: ignore[arg-type]
+    return _td(r, mean + v, mean + w, d, gamma)
 
 
-def _td_normalised_again(*args: float | np.ndarray) -> np.ndarray:
+def _td_normalised_again(*args: Any) -> np.ndarray:
     r, v, w, d, mean, std, gamma = args
-    return _td(r, (v - mean) / std, (w - mean) / std, d, gamma)  # type: ignore[arg-type]
+    return _td(r, (v - mean) / std, (w - mean) / std, d, gamma)
 
 
-def _td_ends_at_the_mean(*args: float | np.ndarray) -> np.ndarray:
+def _td_ends_at_the_mean(*args: Any) -> np.ndarray:
     r, v, w, d, mean, std, gamma = args
-    after = mean + std * np.where(d, 0.0, w)  # type: ignore[arg-type]
+    after = mean + std * np.where(d, 0.0, w)
     return np.asarray(r + gamma * after - (mean + std * v))
 
 
-def _td_never_ends(*args: float | np.ndarray) -> np.ndarray:
+def _td_never_ends(*args: Any) -> np.ndarray:
     r, v, w, _, mean, std, gamma = args
     return np.asarray(r + gamma * (mean + std * w) - (mean + std * v))
 
 
-def _td_mean_cancels(*args: float | np.ndarray) -> np.ndarray:
+def _td_mean_cancels(*args: Any) -> np.ndarray:
     r, v, w, d, _, std, gamma = args
-    normalised = gamma * np.where(d, 0.0, w) - v  # type: ignore[arg-type]
+    normalised = gamma * np.where(d, 0.0, w) - v
     return np.asarray((r + normalised) * std)
 
 
-def _td_next_alone(*args: float | np.ndarray) -> np.ndarray:
+def _td_next_alone(*args: Any) -> np.ndarray:
     r, v, w, d, mean, std, gamma = args
-    return _td(r, v, mean + std * w, d, gamma)  # type: ignore[arg-type]
+    return _td(r, v, mean + std * w, d, gamma)
 
 
-def _reward_normalised(*args: float | np.ndarray) -> np.ndarray:
+def _reward_normalised(*args: Any) -> np.ndarray:
     r, v, w, d, mean, std, gamma = args
-    return _td((r - mean) / std, v, w, d, gamma)  # type: ignore[arg-type]
+    return _td((r - mean) / std, v, w, d, gamma)
 
 
 def _td_case(mean: float, std: float, gamma: float) -> Case:

@@ -68,6 +68,15 @@ class RewardScale:
         self.norm.update(totals.flatten(1).unsqueeze(-1))
         return reward * self.norm.scale.unsqueeze(-1)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the statistics and the returns so far."""
+        return {**self.norm.state_dict(), "total": self.total.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        self.total.copy_(state["total"])
+        self.norm.load_state_dict({k: v for k, v in state.items() if k != "total"})
+
 
 def q_lambda_return(
     reward: Tensor,

@@ -7,25 +7,31 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import inspect
 import io
 import json
 import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+import typing
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from marl_lib import experiments, runs
-from marl_lib.config import ConfigError, to_mapping
+from marl_lib import experiments, records, runs
+from marl_lib.checkpoint import CheckpointError
+from marl_lib.config import ConfigError, Variant, to_mapping
 from marl_lib.envs import ENVS, OTHERS
 from marl_lib.evaluation import summary
+from marl_lib.plans import shipped_experiments
 from marl_lib.player import player
 from marl_lib.rollout import record
-from marl_lib.training import EVALUATION_SEED, CheckpointError, TrainingDiverged, evaluate
+from marl_lib.tables import Row, methods_table
+from marl_lib.training import EVALUATION_SEED, TrainingDiverged, evaluate
 
 USAGE = """usage: marl COMMAND [OPTIONS]
 
@@ -109,22 +115,108 @@ def _train(args: list[str]) -> None:
 
 
 def _filled(args: list[str], values: dict[str, Any]) -> runs.RunConfig:
-    """Return the configuration in ``values`` with the flags in ``args`` laid over it."""
-    which = _Parser(add_help=False, allow_abbrev=False)
-    which.add_argument("--env")
-    which.add_argument("--algorithm")
-    chosen = {k: v for k, v in vars(which.parse_known_args(args)[0]).items() if v is not None}
-    start = runs.run_config(values, chosen)
-    shown = io.StringIO()
+    """Return the configuration in ``values`` with the flags in ``args`` laid over it.
+
+    World, algorithm and kinds come first, since they say which other flags there are.
+    """
+    start = runs.run_config(values, _given(args, ["env", "algorithm"]))
+    seen: dict[str, tuple[str, ...]] = {}
+    while new := {path: kinds for path, kinds in _variants(start) if path not in seen}:
+        seen |= new  # another kind may have fields that are variants themselves
+        given = _given(args, new)
+        for path in filter(given.__contains__, new):
+            none = given[path] == "None" and "None" in new[path]
+            layer: Any = None if none else {"kind": given[path]}
+            for section in reversed(path.split(".")):
+                layer = {section: layer}
+            start = runs.run_config(to_mapping(start), layer)
+    form, shown = _form(start), io.StringIO()
     try:
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
-            config = tyro.cli(type(start), prog="marl train", default=start, args=args)
+            form = tyro.cli(type(form), prog="marl train", default=form, args=args)
     except SystemExit as stop:
         if not stop.code:
             print(shown.getvalue(), end="")
             raise
         raise UsageError(_one_line(shown.getvalue())) from None
-    return runs.run_config(to_mapping(config))
+    return runs.run_config(_answers(to_mapping(form)))
+
+
+def _given(args: list[str], names: Iterable[str]) -> dict[str, str]:
+    """Return the values of those flags, by name, that are among the arguments."""
+    parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name in names:
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name)
+    # Like tyro, take a flag with either stroke.
+    spelt = [re.sub(r"^--[^=]+", lambda flag: flag[0].replace("_", "-"), a) for a in args]
+    return vars(parser.parse_known_args(spelt)[0])
+
+
+def _kinds(hint: Any) -> tuple[str, ...]:
+    """Return the kinds that a field of this type can be of, none if it is no variant."""
+    types = (hint, *typing.get_args(hint))
+    families = [t for t in types if isinstance(t, type) and issubclass(t, Variant)]
+    none = ("None",) if families and type(None) in types else ()
+    return (*(kind for family in families for kind in family.kinds()), *none)
+
+
+def _variants(config: Any, where: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield each field of a configuration that is a variant, as a path, and its kinds."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        if kinds := _kinds(hints[field.name]):
+            yield where + field.name, kinds
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _variants(value, f"{where}{field.name}.")
+
+
+def _form(config: Any, kinds: tuple[str, ...] = (), meaning: str = "") -> Any:
+    """Return a configuration as tyro is to ask for it.
+
+    It has the same fields, each with its meaning, but of types without rules: what is wrong with a
+    value is said by the configuration that is made of it. A variant is its kind beside the fields
+    of that kind, where tyro would make commands of the kinds.
+    """
+    hints, words = typing.get_type_hints(type(config)), meanings(type(config))
+    fields, values = [], []
+    if kinds:  # without a name of its own, the flag has that of the section
+        asked = tyro.conf.arg(name="", help=meaning or "Which kind.")
+        fields = [("kind", Annotated[Literal[kinds], asked])]
+        values = ["None" if config is None else config.kind]
+    for field in () if config is None else dataclasses.fields(config):
+        name, value, hint = field.name, getattr(config, field.name), hints[field.name]
+        if dataclasses.is_dataclass(value) or _kinds(hint):
+            value = _form(value, _kinds(hint), words.get(name, ""))
+            about = inspect.cleandoc(value.__doc__ or "").split("\n\n")[0]
+            hint = Annotated[type(value), tyro.conf.arg(help=about)]
+        elif words.get(name):
+            hint = Annotated[hint, tyro.conf.arg(help=words[name])]
+        fields.append((name, hint))
+        values.append(value)
+    doc = {"__doc__": "No options." if config is None else type(config).__doc__}
+    return dataclasses.make_dataclass(type(config).__name__, fields, namespace=doc)(*values)
+
+
+def _answers(form: dict[str, Any]) -> dict[str, Any]:
+    """Return what a form was filled with, as the configuration takes it."""
+    values = dict(form)
+    for key, value in form.items():
+        if isinstance(value, dict):
+            values[key] = None if value == {"kind": "None"} else _answers(value)
+    return values
+
+
+def meanings(cls: type) -> dict[str, str]:
+    """Return what the docstrings of a dataclass and its bases say of each parameter."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        text = inspect.cleandoc(base.__dict__.get("__doc__") or "")
+        section = re.search(r"^Parameters\n-+\n(.*?)(?=\n\n\w[^\n]*\n---|\Z)", text, re.M | re.S)
+        entries = r"^(\w+(?:, \w+)*)(?: :.*)?((?:\n+ +.*)*)"
+        for names, words in re.findall(entries, section[1] if section else "", re.M):
+            found |= dict.fromkeys(names.split(", "), " ".join(words.split()))
+    return found
 
 
 def _one_line(box: str) -> str:
@@ -132,8 +224,7 @@ def _one_line(box: str) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m|[\u2502\u256d-\u2570]", " ", box)
     parts = [" ".join(part.split()) for part in re.split(r"[-\u2500]{4,}", plain)]
     said = [p for p in parts if p and not p.startswith(("Argument helptext", "For full helptext"))]
-    message = "; ".join(said[1:] or said)
-    return re.sub(r"^Error parsing \w+: (?=\w+ must be|device)", "", message)
+    return "; ".join(said[1:] or said)
 
 
 def _evaluate(args: list[str]) -> None:
@@ -222,7 +313,7 @@ def _list(args: list[str]) -> None:
         ("worlds", [*ENVS, *(f"{prefix}NAME" for prefix in OTHERS)]),
         ("algorithms", runs.ALGORITHMS),
         ("configurations", runs.shipped()),
-        ("experiments", experiments.shipped_experiments()),
+        ("experiments", shipped_experiments()),
     ):
         print(f"{title:<15}{', '.join(names)}")
 
@@ -243,12 +334,26 @@ def _show(args: list[str]) -> None:
 
 
 def _show_results(name: str, folder: str | Path | None) -> None:
-    results = experiments.load_results(name, folder)
+    results, tried = records.load_results(name, folder), records.load_tuning(name, folder)
+    if tried:
+        rows = methods_table(results, tried)
+        _print_table(rows)
+        if "p (Holm)" in rows[0]:
+            print("p: against the best, of two tests the larger, corrected for all comparisons")
+        return
     print(f"{'setting':<24}{'seeds':>6}{'IQM':>10}  95 % interval")
-    for label, records in results.items():
-        figures = summary(experiments.final_scores(records))
+    for label, found in results.items():
+        figures = summary(records.final_scores(found))
         interval = _text(figures["interval"]) if figures["interval"] else "one run"
-        print(f"{label:<24}{len(records):>6}{figures['iqm']:>10.3f}  {interval}")
+        print(f"{label:<24}{len(found):>6}{figures['iqm']:>10.3f}  {interval}")
+
+
+def _print_table(rows: list[Row]) -> None:
+    """Print rows with the names of their columns above, each column as wide as it must be."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for cells in lines:
+        print("  ".join(f"{c:<{w}}" for c, w in zip(cells, widths, strict=True)).rstrip())
 
 
 def _print_summary(figures: dict[str, Any]) -> None:

@@ -84,76 +84,65 @@ class Replay:
         self.head = (self.head + 1) % self.capacity
         self.size = min(self.size + 1, self.capacity)
 
-    def _draw(self, batch_size: int, length: int) -> tuple[Tensor, Tensor]:
-        """Return start times (as places in the ring) and rows, each (R, batch), uniformly."""
-        if self.size < length:
-            raise ValueError(f"the replay holds {self.size} steps, fewer than {length}")
+    def sample(
+        self, batch_size: int, length: int = 1, n_step: int = 1, gamma: float = 1.0
+    ) -> dict[str, Tensor]:
+        """Draw stretches of ``length`` successive steps, each looking up to ``n_step`` steps ahead.
+
+        Returns
+        -------
+        dict of tensors (R, batch, length, ...)
+            The stored fields; ``reward`` is the discounted sum of up to n rewards, ``next_obs``,
+            ``terminated`` (and any other field whose name begins with ``next_``) belong to the last
+            of these steps, and ``discount`` is γ to the number of steps, to be multiplied with the
+            value of ``next_obs``. The sum stops where an episode ends; only termination, not
+            truncation, makes that value zero. ``first`` is True where a new episode begins within
+            the stretch, so that a memory is to be reset before that step.
+        """
+        time, row = self._draw(batch_size, length, length + n_step - 1)
+        batch = {k: self._take(k, time, row) for k in self.data if not _at_the_end(k)}
+        batch["reward"] = self._take("reward", time, row)
+        batch["discount"] = torch.full(time.shape, gamma, device=time.device)
+        last = time
+        alive = torch.ones_like(time, dtype=torch.bool)
+        for k in range(1, n_step):
+            ended = self._take("terminated", last, row) | self._take("truncated", last, row)
+            alive = alive & ~ended
+            later = (time + k) % self.capacity
+            reward = self._take("reward", later, row)
+            weight = (alive * gamma**k).view(*alive.shape, *[1] * (reward.ndim - 3))
+            batch["reward"] = batch["reward"] + weight * reward
+            batch["discount"] = torch.where(alive, batch["discount"] * gamma, batch["discount"])
+            last = torch.where(alive, later, last)
+        batch |= {
+            k: self._take(k, last, row) for k in self.data if _at_the_end(k) and k != "reward"
+        }
+        batch["first"] = torch.zeros_like(alive)
+        if length > 1:
+            ended = self._take("terminated", time, row) | self._take("truncated", time, row)
+            batch["first"][..., 1:] = ended[..., :-1]
+        return batch
+
+    def _draw(self, batch_size: int, length: int, reach: int) -> tuple[Tensor, Tensor]:
+        """Return times (as places in the ring) and rows, each (R, batch, length), uniformly."""
+        if self.size < reach:
+            raise ValueError(f"the replay holds {self.size} steps, fewer than {reach}")
         uniform = torch.from_numpy(self.streams.uniform(2 * batch_size)).to(self._first_row.device)
-        age = (uniform[:, :batch_size] * (self.size - length + 1)).long()
-        start = (self.head - self.size + age) % self.capacity
+        age = (uniform[:, :batch_size] * (self.size - reach + 1)).long()
+        start = (self.head - self.size + age).unsqueeze(-1)  # (R, batch, 1)
+        time = (start + torch.arange(length, device=start.device)) % self.capacity
         row = self._first_row + (uniform[:, batch_size:] * self.num_envs).long()
-        return start, row
+        return time, row.unsqueeze(-1).expand_as(time)
 
     def _take(self, name: str, time: Tensor, row: Tensor) -> Tensor:
         data = self.data[name]
         return data.flatten(0, 1)[time * data.shape[1] + row]
 
-    def sample(self, batch_size: int, n_step: int = 1, gamma: float = 1.0) -> dict[str, Tensor]:
-        """Draw transitions, each looking up to ``n_step`` steps ahead.
-
-        Returns
-        -------
-        dict of tensors (R, batch, ...)
-            The stored fields; ``reward`` is the discounted sum of up to n rewards, ``next_obs``,
-            ``terminated`` (and any other field whose name begins with ``next_``) belong to the last
-            of these steps, and ``discount`` is γ to the number of steps, to be multiplied with the
-            value of ``next_obs``. The sum stops where an episode ends; only termination, not
-            truncation, makes that value zero.
-        """
-        start, row = self._draw(batch_size, n_step)
-        batch = {k: self._take(k, start, row) for k in self.data if not _at_the_end(k)}
-        batch["reward"] = self._take("reward", start, row)
-        batch["discount"] = torch.full(start.shape, gamma, device=start.device)
-        last = start
-        alive = torch.ones_like(start, dtype=torch.bool)
-        for k in range(1, n_step):
-            ended = self._take("terminated", last, row) | self._take("truncated", last, row)
-            alive = alive & ~ended
-            time = (start + k) % self.capacity
-            reward = self._take("reward", time, row)
-            weight = (alive * gamma**k).view(*alive.shape, *[1] * (reward.ndim - 2))
-            batch["reward"] = batch["reward"] + weight * reward
-            batch["discount"] = torch.where(alive, batch["discount"] * gamma, batch["discount"])
-            last = torch.where(alive, time, last)
-        batch |= {
-            k: self._take(k, last, row) for k in self.data if _at_the_end(k) and k != "reward"
-        }
-        return batch
-
-    def sample_sequences(self, batch_size: int, length: int) -> dict[str, Tensor]:
-        """Draw stretches of ``length`` successive steps.
-
-        Returns
-        -------
-        dict of tensors (R, batch, length, ...)
-            The stored fields, and ``first``: True where a new episode begins within the stretch,
-            so that a memory is to be reset before that step.
-        """
-        start, row = self._draw(batch_size, length)
-        time = (start[..., None] + torch.arange(length, device=start.device)) % self.capacity
-        row = row[..., None].expand_as(time)
-        batch = {name: self._take(name, time, row) for name in self.data}
-        first = torch.zeros_like(time, dtype=torch.bool)
-        first[..., 1:] = (batch["terminated"] | batch["truncated"])[..., :-1]
-        batch["first"] = first
-        return batch
-
     def state_dict(self) -> dict[str, Any]:
         """Return the contents and the state of the draws."""
         filled = {name: value[: self.size].clone() for name, value in self.data.items()}
-        streams = {k: torch.from_numpy(v) for k, v in self.streams.state_dict().items()}
         place = {"capacity": self.capacity, "size": self.size, "head": self.head}
-        return {**place, "data": filled, "streams": streams}
+        return {**place, "data": filled, "streams": self.streams.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where the replay that wrote ``state`` stood."""
@@ -162,7 +151,7 @@ class Replay:
         self.size, self.head = state["size"], state["head"]
         for name, value in state["data"].items():
             self.data[name][: self.size] = value
-        self.streams.load_state_dict({k: v.numpy() for k, v in state["streams"].items()})
+        self.streams.load_state_dict(state["streams"])
 
 
 def minibatches(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,103 +14,118 @@ from torch.func import functional_call, vmap
 from torch.optim.adam import adam
 from torch.utils._pytree import tree_map
 
+from marl_lib.nn.attention import unfused
+
 
 class Replicates:
-    """G independent copies of a network whose parameters lie in one buffer.
+    """R independent copies of a network whose parameters lie in one buffer.
 
-    The network is a plain module for one copy. ``torch.func.vmap`` lifts it over the copies, so all
-    of them cost a few products of stacked matrices. Since no copy sees another's parameters, the
-    gradient of the summed loss is each copy's own gradient. The buffer ``flat`` (with its gradient
-    in ``flat.grad``) makes the optimiser and a target network single operations.
+    The network is a plain module for one copy. ``torch.func.vmap`` lifts it, or a whole function
+    that calls it (:func:`lift`), over the copies, so all of them cost a few products of stacked
+    matrices. Since no copy sees another's parameters, the gradient of the summed loss is each
+    copy's own gradient. The buffer ``flat`` (with its gradient in ``flat.grad``) makes the
+    optimiser and a target network single operations.
 
     Parameters
     ----------
     make : callable
-        Returns a freshly initialised module; called once a copy with torch's generator seeded.
+        Returns a freshly initialised module; called once a copy with torch's generator seeded. A
+        module that stacks the networks of several agents says how many in ``copies``.
     seeds : sequence of int
         One for each of R replicates.
-    copies : int
-        Networks of each replicate, for a team that does not share parameters: G = R × copies.
+    device : torch device
+    with_target : bool
+        Keep a second set of parameters, which no optimiser moves.
     """
 
     def __init__(
         self,
         make: Callable[[], nn.Module],
         seeds: Sequence[int],
-        copies: int = 1,
         device: str | torch.device = "cpu",
+        with_target: bool = False,
     ):
         modules = []
         for seed in seeds:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                modules += [make() for _ in range(copies)]
+                modules.append(make())
         if next(modules[0].buffers(), None) is not None:
             raise ValueError("a module with buffers cannot be replicated")
         stacked = [torch.stack(p) for p in zip(*(m.parameters() for m in modules), strict=True)]
-        self.flat = torch.cat([p.detach().flatten() for p in stacked]).to(device)  # (G × P,)
+        self.flat = torch.cat([p.detach().flatten() for p in stacked]).to(device)  # (R × P,)
         self.flat.grad = torch.zeros_like(self.flat)
+        self.target = self.flat.clone() if with_target else None
         self.module = modules[0].to("meta")  # the code; the numbers lie in the buffer
+        self.copies = getattr(self.module, "copies", 1)  # networks in each copy of the module
         self._shapes = {n: (len(modules), *p.shape) for n, p in self.module.named_parameters()}
-        self.params = self.views(self.flat)
         self.grads = self.views(self.flat.grad)
+        self.params = self.views(self.flat)
         for name, parameter in self.params.items():
             parameter.requires_grad_()
             parameter.grad = self.grads[name]
-        self._only = self._bound(0) if len(self) == 1 else None
+        # The parameters in three roles: those that learn, the same held fixed, the target's.
+        self.roles = {"learning": self.params, "fixed": self.views(self.flat)}
+        if self.target is not None:
+            self.roles["target"] = self.views(self.target)
+        self._only: dict[str, nn.Module] = {}
+        if len(self) == 1:
+            self._only = {role: self._bound(params, 0) for role, params in self.roles.items()}
+            for name, parameter in self._only["learning"].named_parameters():
+                parameter.requires_grad_()
+                parameter.grad = self.grads[name][0]
+        else:
+            unfused(self.module)
 
     def __len__(self) -> int:
         return next(iter(self._shapes.values()))[0]
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
-        """Return a buffer like ``flat`` as named parameters (G, *shape) that share its memory."""
+        """Return a buffer like ``flat`` as named parameters (R, *shape) that share its memory."""
         parts = flat.detach().split([math.prod(shape) for shape in self._shapes.values()])
         return {n: part.view(s) for (n, s), part in zip(self._shapes.items(), parts, strict=True)}
 
-    def _bound(self, index: int) -> nn.Module:
+    def _bound(self, params: Mapping[str, Tensor], index: int) -> nn.Module:
         """Return a module whose parameters are those of one copy, in the buffer."""
         module = deepcopy(self.module)
-        for name, parameter in self.params.items():
+        for name, parameter in params.items():
             *path, last = name.split(".")
-            bound = nn.Parameter(parameter.detach()[index])
-            bound.grad = self.grads[name][index]
+            bound = nn.Parameter(parameter.detach()[index], requires_grad=False)
             setattr(module.get_submodule(".".join(path)), last, bound)
         return module
 
     def train(self, mode: bool = True) -> None:
         """Set training mode, as ``nn.Module.train`` does: dropout acts in it alone."""
-        self.module.train(mode)
-        if self._only is not None:
-            self._only.train(mode)
+        for module in (self.module, *self._only.values()):
+            module.train(mode)
 
-    def network(self, index: int) -> nn.Module:
+    def network(self, index: int, role: str = "fixed") -> nn.Module:
         """Return copy ``index`` as a plain module, in evaluation mode, to look into."""
-        return self._bound(index).requires_grad_(False).eval()
+        return self._bound(self.roles[role], index).eval()
 
-    def __call__(self, *inputs: Tensor, params: dict[str, Tensor] | None = None) -> Any:
-        """Run every copy on its own rows: inputs (G, batch, ...) -> outputs (G, batch, ...)."""
-        if self._only is None:
-            params = self.params if params is None else params
-            run = vmap(
-                lambda p, *x: functional_call(self.module, p, x),
-                randomness="different" if self.module.training else "error",
-            )
-            return run(params, *inputs)
-        # One copy needs no lift: two to three times less overhead.
-        rows = tuple(x.squeeze(0) for x in inputs)
+    def in_role(self, role: str, params: dict[str, Tensor] | None = None) -> Any:
+        """Return the network of one copy, to be called: of given parameters, or of the only copy.
+
+        Parameters
+        ----------
+        role : {"learning", "fixed", "target"}
+        params : dict of name to tensor (*shape), or None
+            Those of one copy, as ``torch.func.vmap`` hands them in.
+        """
         if params is None:
-            out = self._only(*rows)
-        else:
-            one = {name: p.squeeze(0) for name, p in params.items()}
-            out = functional_call(self.module, one, rows)
-        return tree_map(lambda y: y.unsqueeze(0), out)
+            return self._only[role]
+        return Bound(self.module, params)
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Run every copy on its own rows: inputs (R, batch, ...) -> outputs (R, batch, ...)."""
+        return lift(lambda net, *rows: net.it(*rows), {"it": self}, *inputs, learning=("it",))
 
     def backward(self, loss: Tensor, max_grad_norm: float | None = None) -> Tensor:
-        """Put the gradients of ``loss`` (G,) into ``flat.grad`` and clip each copy by its own norm.
+        """Put the gradients of ``loss`` (R,) into ``flat.grad`` and clip each network by its norm.
 
         Returns
         -------
-        Tensor (G,) : the gradient norms before clipping.
+        Tensor (R,) : the gradient norms before clipping.
         """
         self.zero_grad()
         loss.sum().backward()
@@ -121,18 +137,98 @@ class Replicates:
         self.flat.grad.zero_()
 
     def clip_gradient(self, max_grad_norm: float | None) -> Tensor:
-        """Scale down the gradient of each copy that is longer; return the norms before, (G,)."""
+        """Scale down the gradient of each network that is longer.
+
+        Returns
+        -------
+        Tensor (R,) : the norms before, means over the networks of a copy.
+        """
         assert self.flat.grad is not None
-        if len(self) == 1:
+        networks = len(self) * self.copies
+        if networks == 1:
             grads = [self.flat.grad.unsqueeze(0)]
         else:
-            grads = [g.view(len(self), -1) for g in self.grads.values()]  # (G, size) each
+            grads = [g.view(networks, -1) for g in self.grads.values()]  # (networks, size) each
         norm = torch.stack([torch.linalg.vector_norm(g, dim=1) for g in grads]).norm(dim=0)
         if max_grad_norm is not None:
             scale = (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)[:, None]
             for g in grads:
                 g.mul_(scale)
-        return norm
+        return norm.view(len(self), -1).mean(1)
+
+    def follow(self, share: float) -> None:
+        """Move the target parameters by a share of the way to the present ones."""
+        assert self.target is not None
+        self.target.lerp_(self.flat, share)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the parameters, and those of the target."""
+        kept = {"flat": self.flat, "target": self.target}
+        return {name: value.detach().clone() for name, value in kept.items() if value is not None}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        for name, value in state.items():
+            getattr(self, name).copy_(value)
+
+
+class Bound:
+    """A network with the parameters of one copy, as it is called inside a lifted function."""
+
+    def __init__(self, module: nn.Module, params: dict[str, Tensor]):
+        self.module, self.params = module, params
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the module on inputs without an axis of replicates."""
+        return functional_call(self.module, self.params, inputs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)  # sizes and the like
+
+
+def lift(
+    function: Callable[..., Any],
+    nets: Mapping[str, Replicates],
+    *data: Any,
+    learning: Sequence[str] = (),
+) -> Any:
+    """Run a function that is written for one replicate for all of them at once.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(net, *data)``: ``net.name(...)`` runs a network, ``net.target.name(...)`` that
+        of the targets, where there are any. It may not branch on data nor write into what it gets.
+    nets : mapping of name to Replicates
+    data : nested dicts and tuples of tensors (R, ...)
+        ``function`` gets them without their first axis.
+    learning : names
+        Networks that gradients reach; the others are held fixed.
+
+    Returns
+    -------
+    What ``function`` returns, each tensor with a first axis of length R.
+    """
+    roles = [(n, "learning" if n in learning else "fixed") for n in nets]
+    targets = [(n, "target") for n, net in nets.items() if net.target is not None]
+    if len(next(iter(nets.values()))) == 1:  # one copy needs no lift: half the overhead
+        named, after = (
+            {n: nets[n].in_role(role) for n, role in chosen} for chosen in (roles, targets)
+        )
+        rows = tree_map(lambda x: x.squeeze(0), data)
+        out = function(SimpleNamespace(**named, target=SimpleNamespace(**after)), *rows)
+        return tree_map(lambda x: x.unsqueeze(0), out)
+
+    def one(params: tuple, data: tuple) -> Any:
+        named, after = (
+            {n: nets[n].in_role(role, p) for (n, role), p in zip(chosen, given, strict=True)}
+            for chosen, given in zip((roles, targets), params, strict=True)
+        )
+        return function(SimpleNamespace(**named, target=SimpleNamespace(**after)), *data)
+
+    chance = any(net.module.training for net in nets.values())
+    params = tuple([nets[n].roles[role] for n, role in chosen] for chosen in (roles, targets))
+    return vmap(one, randomness="different" if chance else "error")(params, data)
 
 
 class Adam:
@@ -160,7 +256,7 @@ class Adam:
 
         Parameters
         ----------
-        active : (G,) bool or None for all
+        active : (R,) bool or None for all
             The copies that move; the others keep parameters and moments, only the count of steps is
             common.
         """

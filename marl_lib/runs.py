@@ -4,46 +4,67 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from gymnasium.spaces import Discrete
 
 from marl_lib.algorithms.dqn import DQN, DQNConfig
 from marl_lib.algorithms.maddpg import MADDPG, MADDPGConfig
-from marl_lib.algorithms.mappo import MAPPO, IPPOConfig, MAPPOConfig
-from marl_lib.algorithms.ppo import PPO, AttentionPPOConfig, PPOConfig
+from marl_lib.algorithms.ppo import PPO, AttentionPPOConfig, IPPOConfig, MAPPOConfig, PPOConfig
 from marl_lib.algorithms.pqn import PQN, PQNConfig, PQNVDNConfig
-from marl_lib.algorithms.qmix import QMIX, QMIXConfig, VDNConfig
+from marl_lib.algorithms.qmix import QMIX, WQMIX, QMIXConfig, VDNConfig, WQMIXConfig
 from marl_lib.algorithms.sac import SAC, SACConfig
-from marl_lib.config import ConfigError, choice, from_mapping, read_yaml, require, to_mapping
+from marl_lib.checkpoint import checkpoint
+from marl_lib.config import (
+    ConfigError,
+    Count,
+    Natural,
+    choice,
+    from_mapping,
+    merge,
+    read_yaml,
+    require,
+    to_mapping,
+)
 from marl_lib.envs import BatchedParallelEnv, entry, make
+from marl_lib.learner import Learner, LearnerConfig
 from marl_lib.seeding import check_seed
 from marl_lib.training import (
-    COUNTS,
     EVALUATION_SEED,
     LoopConfig,
     MakeEnv,
     Trainer,
     TrainingResult,
-    checkpoint,
 )
 
 CONFIGS = Path(__file__).parent / "configs"
 
-Build = Callable[["RunConfig", BatchedParallelEnv], Any]
-ALGORITHMS: dict[str, tuple[Build, type]]
+# Name of each algorithm -> its class and its settings.
+ALGORITHMS: dict[str, tuple[type[Learner], type[LearnerConfig]]] = {
+    "dqn": (DQN, DQNConfig),
+    "vdn": (QMIX, VDNConfig),
+    "qmix": (QMIX, QMIXConfig),
+    "wqmix": (WQMIX, WQMIXConfig),
+    "pqn": (PQN, PQNConfig),
+    "pqn_vdn": (PQN, PQNVDNConfig),
+    "ppo": (PPO, PPOConfig),
+    "attention_ppo": (PPO, AttentionPPOConfig),
+    "ippo": (PPO, IPPOConfig),
+    "mappo": (PPO, MAPPOConfig),
+    "maddpg": (MADDPG, MADDPGConfig),
+    "sac": (SAC, SACConfig),
+}
 
 
 @dataclass(frozen=True)
@@ -72,21 +93,16 @@ class RunConfig(LoopConfig):
 
     env: str = "GridWorld"
     algorithm: str = "dqn"
-    seed: int = 0
-    replicates: int = 1
-    num_envs: int = 64
+    seed: Natural = 0
+    replicates: Count = 1
+    num_envs: Count = 64
     device: str = "cpu"
-    threads: int | None = 1
+    threads: Count | None = 1
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse what cannot be run."""
-        for name in ("replicates", "num_envs", *COUNTS):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(self.seed >= 0, "seed", self.seed, "at least 0")
         rule = f"such that no replicate trains on the worlds of evaluation, {EVALUATION_SEED}"
         require(self.seed + self.replicates <= EVALUATION_SEED, "seed", self.seed, rule)
-        if self.threads is not None:
-            require(self.threads >= 1, "threads", self.threads, "at least 1 or null")
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
@@ -99,6 +115,7 @@ class RunConfig(LoopConfig):
         return [check_seed(self.seed) + i for i in range(self.replicates)]
 
 
+@functools.cache
 def run_config_type(env: str, algorithm: str) -> type[RunConfig]:
     """Return the dataclass of runs of ``algorithm`` on ``env``, with their own sections.
 
@@ -133,17 +150,6 @@ def find_config(name_or_path: str) -> dict[str, Any]:
     return read_yaml(shipped()[choice("configuration", name_or_path, shipped())])
 
 
-def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return mappings laid over each other, sections key by key."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-                value = merge(merged[key], value)
-            merged[key] = value
-    return merged
-
-
 ONE_AGENT = ("ColourMatch", "CartPole-v1", "Acrobot-v1", "MountainCar-v0")
 
 # Names of a published configuration of attention PPO -> ours
@@ -170,7 +176,8 @@ def _own_names(values: Mapping[str, Any]) -> dict[str, Any]:
         parts = [own.pop(k, None) or {} for k in ("ppo", "attention", "attention_ppo")]
         for name, part in zip(("ppo", "attention"), parts, strict=False):
             require(isinstance(part, Mapping), name, part, "a mapping")
-        own["attention_ppo"] = merge(*parts)
+        ppo, attention, both = parts
+        own["attention_ppo"] = merge(ppo, {"encoder": {"kind": "attention", **attention}}, both)
     return own
 
 
@@ -193,13 +200,15 @@ def run_config(*layers: Mapping[str, Any]) -> RunConfig:
     What no layer says comes from the configuration shipped for that world and algorithm, if there
     is one (``gridworld-dqn`` for DQN on the grid world), else from the defaults.
     """
-    given = merge(*map(_own_names, layers))
+    own = [_own_names(layer) for layer in layers]
+    given = merge(*own)
     env = given.get("env", RunConfig.env)
-    algorithm = given.setdefault("algorithm", default_algorithm(env, given))
+    algorithm = given.get("algorithm", default_algorithm(env, given))
     kind = run_config_type(env, algorithm)
     name = f"{env}-{algorithm}".lower()
     base = read_yaml(shipped()[name]) if name in shipped() else {}
-    return from_mapping(kind, merge(base, given))
+    # Over the defaults one by one: a layer that changes the kind of a section starts it anew.
+    return from_mapping(kind, merge(to_mapping(kind()), base, *own, {"algorithm": algorithm}))
 
 
 def world_maker(config: RunConfig, autoreset: bool = True) -> MakeEnv:
@@ -212,7 +221,7 @@ def _make(env: str, options: Any, autoreset: bool, num_envs: int) -> BatchedPara
     return make(env, num_envs, options, autoreset)  # a function of the module, so it pickles
 
 
-def build_learner(config: RunConfig, env: BatchedParallelEnv) -> Any:
+def build_learner(config: RunConfig, env: BatchedParallelEnv) -> Learner:
     """Return the untrained learner of a run; ``env`` is any batch of its world.
 
     Raises
@@ -220,97 +229,16 @@ def build_learner(config: RunConfig, env: BatchedParallelEnv) -> Any:
     ConfigError
         If the algorithm does not go with the world.
     """
-    return ALGORITHMS[config.algorithm][0](config, env)
-
-
-Bounds = tuple[np.ndarray, np.ndarray] | None
-
-
-def _actions(config: RunConfig, env: BatchedParallelEnv, kinds: str) -> tuple[int, Bounds]:
-    """Return the number of discrete actions, or of parts of a continuous one with their bounds."""
-    space = env.single_action_space
-    discrete = isinstance(space, Discrete)
-    if kinds not in ("any", "discrete" if discrete else "continuous"):
-        theirs = "discrete" if discrete else "continuous"
-        raise ConfigError(
-            f"{config.algorithm} needs {kinds} actions, those of {config.env} are {theirs}"
-        )
-    if isinstance(space, Discrete):
-        return int(space.n), None
-    return len(space.low), (space.low, space.high)
-
-
-def _one_agent(config: RunConfig, env: BatchedParallelEnv) -> None:
-    if env.n_agents > 1:
-        raise ConfigError(
-            f"{config.algorithm} learns for one agent, {config.env} has {env.n_agents}; "
-            "choose another algorithm or set env_options.n_agents to 1"
-        )
-
-
-def _ppo(config: RunConfig, env: BatchedParallelEnv) -> PPO:
-    _one_agent(config, env)
-    n_actions, bounds = _actions(config, env, "any")
-    return PPO(
-        env.obs_dim,
-        n_actions,
+    kind, _ = ALGORITHMS[config.algorithm]
+    _, info = env.reset(seed=0)
+    return kind(
+        env.sizes(info),
         config.num_envs,
         config.seeds,
         getattr(config, config.algorithm),
         total_steps=config.timesteps,
-        bounds=bounds,
-        tokens=env.tokens,
         device=config.device,
     )
-
-
-def _sac(config: RunConfig, env: BatchedParallelEnv) -> SAC:
-    _one_agent(config, env)
-    n_actions, bounds = _actions(config, env, "continuous")
-    assert bounds is not None
-    settings = getattr(config, config.algorithm)
-    given = (env.obs_dim, n_actions, config.num_envs, config.seeds, settings)
-    return SAC(*given, bounds=bounds, device=config.device)
-
-
-def _team(kind: Callable[..., Any], kinds: str = "discrete") -> Build:
-    """Return what builds a learner for teams; ``kinds`` of actions it can take."""
-
-    def build(config: RunConfig, env: BatchedParallelEnv) -> Any:
-        n_actions, bounds = _actions(config, env, kinds)
-        greedy = f"false for {config.algorithm}, whose policy is greedy"
-        require(not config.sampled or kind is MAPPO, "sampled", config.sampled, greedy)
-        _, info = env.reset(seed=0)
-        more = {"bounds": bounds} if kinds == "any" else {}
-        return kind(
-            env.obs_dim,
-            n_actions,
-            env.n_agents,
-            config.num_envs,
-            config.seeds,
-            getattr(config, config.algorithm),
-            total_steps=config.timesteps,
-            action_masks="action_mask" in info,
-            device=config.device,
-            **more,
-        )
-
-    return build
-
-
-ALGORITHMS = {
-    "dqn": (_team(DQN), DQNConfig),
-    "vdn": (_team(QMIX), VDNConfig),
-    "qmix": (_team(QMIX), QMIXConfig),
-    "pqn": (_team(PQN), PQNConfig),
-    "pqn_vdn": (_team(PQN), PQNVDNConfig),
-    "ippo": (_team(MAPPO, "any"), IPPOConfig),
-    "mappo": (_team(MAPPO, "any"), MAPPOConfig),
-    "maddpg": (_team(MADDPG, "any"), MADDPGConfig),
-    "ppo": (_ppo, PPOConfig),
-    "attention_ppo": (_ppo, AttentionPPOConfig),
-    "sac": (_sac, SACConfig),
-}
 
 
 def make_trainer(config: RunConfig, folder: Path | None = None, progress: bool = True) -> Trainer:
@@ -364,7 +292,7 @@ def load_config(folder: str | Path) -> RunConfig:
     return from_mapping(kind, values)
 
 
-def load_learner(folder: str | Path) -> tuple[RunConfig, Any]:
+def load_learner(folder: str | Path) -> tuple[RunConfig, Learner]:
     """Return the configuration and the trained learner of the run in ``folder``."""
     config = load_config(folder)
     learner = build_learner(config, world_maker(config)(1))

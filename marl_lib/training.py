@@ -1,28 +1,24 @@
-"""Training loops: learners and worlds in, curves, logs and checkpoints out."""
+"""The training loop: a learner and a world in, curves and a judged policy out."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import json
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from marl_lib.config import require
+from marl_lib.checkpoint import checkpoint, save_checkpoint, to_arrays, to_tensors
+from marl_lib.config import Config, Count, Finite
 from marl_lib.envs.base import BatchedParallelEnv
 from marl_lib.evaluation import summary
+from marl_lib.learner import Learner
+from marl_lib.log import Curve, RunLog
 from marl_lib.rollout import Episodes, Policy, play
 
 MakeEnv = Callable[[int], BatchedParallelEnv]
@@ -34,53 +30,8 @@ class TrainingDiverged(RuntimeError):
     """A loss was not finite; the message names the step and the seed."""
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; the message names the file and the cause."""
-
-
-class Learner(Protocol):
-    """What the loop asks of an algorithm; R × B rows throughout.
-
-    A learner decides itself when it learns: off policy every so many steps from a replay, on policy
-    when its rollout is full. So one loop drives both.
-    """
-
-    seeds: list[int]
-    num_envs: int
-
-    def act(self, obs: np.ndarray, info: dict[str, Any]) -> np.ndarray:
-        """Return exploring actions."""
-
-    def policy(self) -> Policy:
-        """Return the policy to be judged; one with chance in it takes ``sampled=True`` too."""
-
-    def observe(
-        self,
-        obs: np.ndarray,
-        action: np.ndarray,
-        reward: np.ndarray,
-        next_obs: np.ndarray,
-        terminated: np.ndarray,
-        truncated: np.ndarray,
-        info: dict[str, Any],
-    ) -> None:
-        """Take in one step of all environments."""
-
-    def update(self) -> dict[str, np.ndarray]:
-        """Learn if it is time to; return figures (R,) of that, or nothing."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that learning depends on."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
-
-
-COUNTS = ("timesteps", "eval_every", "eval_episodes", "final_episodes", "checkpoint_every")
-
-
 @dataclass(frozen=True)
-class LoopConfig:
+class LoopConfig(Config):
     """Settings of a training loop; steps are environment steps of one replicate.
 
     Parameters
@@ -102,43 +53,13 @@ class LoopConfig:
         action.
     """
 
-    timesteps: int = 100_000
-    eval_every: int = 10_000
-    eval_episodes: int = 32
-    final_episodes: int = 100
-    checkpoint_every: int = 50_000
-    stop_at: float | None = None
+    timesteps: Count = 100_000
+    eval_every: Count = 10_000
+    eval_episodes: Count = 32
+    final_episodes: Count = 100
+    checkpoint_every: Count = 50_000
+    stop_at: Finite | None = None
     sampled: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        for name in COUNTS:
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-
-
-@dataclass
-class Curve:
-    """Evaluations over training: points in time by replicates.
-
-    Attributes
-    ----------
-    steps : list of int, (points,)
-    values : dict of name to list of (R,) lists
-        ``episode_return`` and whatever else the world measures, means over the episodes.
-    """
-
-    steps: list[int] = field(default_factory=list)
-    values: dict[str, list[list[float]]] = field(default_factory=dict)
-
-    def add(self, steps: int, figures: Mapping[str, np.ndarray]) -> None:
-        """Append one point; figures are (R,)."""
-        self.steps.append(steps)
-        for name, value in figures.items():
-            self.values.setdefault(name, []).append([float(v) for v in value])
-
-    def array(self, name: str = "episode_return") -> np.ndarray:
-        """Return one figure as an array (R, points)."""
-        return np.array(self.values[name]).T
 
 
 @dataclass
@@ -275,22 +196,19 @@ class Trainer:
 
     def _policy(self) -> Policy:
         """Return the policy as it is to be judged."""
-        return self.learner.policy(**({"sampled": True} if self.config.sampled else {}))
+        return self.learner.policy(self.config.sampled)
 
     def _reached(self) -> bool:
         goal = self.config.stop_at
         return goal is not None and min(self.curve.values["episode_return"][-1]) >= goal
 
     def _step(self) -> None:
-        action = self.learner.act(self.obs, self.info)
+        action, stored = self.learner.act(self.obs, self.info)
         obs, reward, terminated, truncated, info = self.env.step(action)
-        self.learner.observe(
-            self.obs, action, reward, info["final_obs"], terminated, truncated, info
-        )
+        self.learner.observe(stored, reward, terminated, truncated, info)
         self.obs, self.info = obs, info
         self.steps += self.learner.num_envs
-        metrics = self.learner.update()
-        if metrics:
+        if metrics := self.learner.update():
             self._check_finite(metrics)
             self.updates += 1
             self.metrics = {k: self.metrics.get(k, 0.0) + v for k, v in metrics.items()}
@@ -331,11 +249,11 @@ class Trainer:
             "updates": self.updates,
             "log_bytes": self.log.sizes(),
             "torch": torch.get_rng_state(),
-            "metrics": _to_tensors(self.metrics),
+            "metrics": to_tensors(self.metrics),
             "learner": self.learner.state_dict(),
-            "env": _to_tensors(self.env.state_dict()),
+            "env": to_tensors(self.env.state_dict()),
             "obs": torch.as_tensor(self.obs),
-            "info": _to_tensors({k: v for k, v in self.info.items() if k == "action_mask"}),
+            "info": to_tensors({k: v for k, v in self.info.items() if k == "action_mask"}),
         }
         save_checkpoint(state, self.log.checkpoint)
 
@@ -348,110 +266,9 @@ class Trainer:
             self.curve = Curve(**state["curve"])
             self.diagnostics = Curve(**state["diagnostics"])
             self.updates = state["updates"]
-            self.metrics = _to_arrays(state["metrics"])
+            self.metrics = to_arrays(state["metrics"])
             torch.set_rng_state(state["torch"])
             self.learner.load_state_dict(state["learner"])
-            self.env.load_state_dict(_to_arrays(state["env"]))
-            self.obs, self.info = state["obs"].numpy(), _to_arrays(state["info"])
+            self.env.load_state_dict(to_arrays(state["env"]))
+            self.obs, self.info = state["obs"].numpy(), to_arrays(state["info"])
             self.log.cut(state["log_bytes"])
-
-
-class RunLog:
-    """The folder of one run: log.jsonl, TensorBoard events, checkpoint.pt."""
-
-    def __init__(self, folder: Path):
-        self.path, self.checkpoint = folder / "log.jsonl", folder / "checkpoint.pt"
-        self.events = folder / "tensorboard" / "events.out.tfevents.run"
-        self.events.parent.mkdir(parents=True, exist_ok=True)
-
-    def write(self, steps: int, figures: Mapping[str, np.ndarray], seeds: list[int]) -> None:
-        """Append one line: figures (R,) by name; TensorBoard gets one line a seed."""
-        row = {"step": steps} | {k: [float(x) for x in v] for k, v in figures.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        points = [
-            Summary.Value(tag=f"{name}/seed_{seed}", simple_value=float(x))
-            for name, value in figures.items()
-            for seed, x in zip(seeds, value, strict=True)
-        ]
-        # TensorBoard's own writer works in a thread, where a full disk cannot be caught.
-        with self.events.open("ab") as file:
-            out = RecordWriter(file)
-            if not file.tell():
-                out.write(Event(file_version="brain.Event:2").SerializeToString())
-            event = Event(step=steps, wall_time=time.time(), summary=Summary(value=points))
-            out.write(event.SerializeToString())
-
-    def sizes(self) -> list[int]:
-        """Return the bytes written to the two logs so far."""
-        return [p.stat().st_size if p.exists() else 0 for p in (self.path, self.events)]
-
-    def cut(self, sizes: list[int]) -> None:
-        """Drop what was logged after a checkpoint, before going on from it."""
-        for path, size in zip((self.path, self.events), sizes, strict=True):
-            if path.exists():
-                os.truncate(path, min(size, path.stat().st_size))
-
-
-def _to_tensors(state: Any) -> Any:
-    """Return nested dicts of NumPy arrays as tensors, which load without running code."""
-    if isinstance(state, dict):
-        return {k: _to_tensors(v) for k, v in state.items()}
-    return torch.from_numpy(state) if isinstance(state, np.ndarray) else state
-
-
-def _to_arrays(state: Any) -> Any:
-    """Undo :func:`_to_tensors`."""
-    if isinstance(state, dict):
-        return {k: _to_arrays(v) for k, v in state.items()}
-    return state.numpy() if isinstance(state, Tensor) else state
-
-
-def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write ``state`` so that a crash leaves the old file or the new one, never half of one.
-
-    Raises
-    ------
-    CheckpointError
-        If the disk is full or the place cannot be written; the old file is untouched.
-    """
-    part = path.with_suffix(".part")
-    try:
-        with part.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch hides a full disk behind its own complaint
-        part.unlink(missing_ok=True)
-        hidden = error if isinstance(error, OSError) else error.__context__
-        cause = getattr(hidden, "strerror", None) or str(error).splitlines()[0]
-        raise CheckpointError(f"cannot write the checkpoint {path}: {cause}") from error
-
-
-@contextlib.contextmanager
-def checkpoint(path: Path) -> Iterator[dict[str, Any]]:
-    """Read a checkpoint, for the time in which it is taken over.
-
-    It can hold tensors, numbers and text, but no code.
-
-    Raises
-    ------
-    CheckpointError
-        If there is none, if it is damaged, or if what is to take it over has other shapes.
-    """
-    if not path.exists():
-        raise CheckpointError(f"there is no checkpoint at {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"the checkpoint {path} is damaged or not a checkpoint") from error
-    try:
-        yield state
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"the checkpoint {path} belongs to another configuration or version"
-        ) from error

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,15 +17,19 @@ import pytest
 import yaml
 
 from marl_lib import cli, runs
+from marl_lib.checkpoint import checkpoint
+from marl_lib.config import Config, Count, Unit, Variant, from_mapping, merge
 from marl_lib.envs import ENVS, OTHERS
-from marl_lib.experiments import shipped_experiments
-from marl_lib.training import Trainer, TrainingDiverged, checkpoint
+from marl_lib.plans import shipped_experiments
+from marl_lib.training import Trainer, TrainingDiverged
 
 TINY: dict[str, Any] = {
     "seed": 4, "num_envs": 4, "timesteps": 200, "eval_every": 100, "eval_episodes": 3,
     "final_episodes": 6,
     "env_options": {"grid_size": [3, 3], "n_agents": 2, "n_targets": 2, "max_steps": 10},
-    "dqn": {"hidden": [8], "batch_size": 8, "buffer_size": 160, "learning_starts": 40},
+    "dqn": {
+        "encoder": {"hidden": [8]}, "batch_size": 8, "buffer_size": 160, "learning_starts": 40,
+    },
 }  # fmt: skip
 
 
@@ -187,13 +192,13 @@ def test_the_progress_bar_is_not_in_the_way(marl: Marl, tiny: Path) -> None:
 
 def test_file_and_flags_fill_a_configuration(marl: Marl, tiny: Path, tmp_path: Path) -> None:
     """Flags lie over the file, and the file over what ships."""
-    flags = ["--timesteps", "40", "--dqn.learning-rate", "3e-4", "--dqn.hidden", "4", "6"]
+    flags = ["--timesteps", "40", "--dqn.learning-rate", "3e-4", "--dqn.encoder.hidden", "4", "6"]
     flags += ["--dqn.no-double", "--env-options.shared-reward", "--env-options.grid-size", "3", "4"]
     ended = marl("train", "--config", tiny, "--quiet", "--folder", "here", *flags)
     assert ended.code == 0, ended.err
     found = yaml.safe_load((tmp_path / "here" / "config.yaml").read_text())
     assert (found["timesteps"], found["seed"], found["threads"]) == (40, 4, 1)
-    assert found["dqn"]["learning_rate"] == 3e-4 and found["dqn"]["hidden"] == [4, 6]
+    assert found["dqn"]["learning_rate"] == 3e-4 and found["dqn"]["encoder"]["hidden"] == [4, 6]
     assert found["dqn"]["double"] is False and found["env_options"]["shared_reward"] is True
     assert found["env_options"]["grid_size"] == [3, 4] and found["env_options"]["max_steps"] == 10
     shipped = yaml.safe_load((runs.CONFIGS / "gridworld-dqn.yaml").read_text())
@@ -211,7 +216,7 @@ def test_another_world_by_flag(marl: Marl, tmp_path: Path) -> None:
         "--final-episodes",
         "2",
     ]
-    flags += ["--eval-episodes", "2", "--env-options.max-steps", "20", "--dqn.hidden", "4"]
+    flags += ["--eval-episodes", "2", "--env-options.max-steps", "20", "--dqn.encoder.hidden", "4"]
     ended = marl("train", "--quiet", *flags)
     assert ended.code == 0, ended.err
     found = yaml.safe_load((tmp_path / "runs/cartpole-v1-dqn-0/config.yaml").read_text())
@@ -269,6 +274,31 @@ def test_experiment_and_what_show_says_of_it(marl: Marl, tiny: Path, tmp_path: P
     assert record["command"] == "marl experiment " + " ".join([*args, "--seeds", "1"])
 
 
+def test_what_show_says_of_a_tuned_experiment(marl: Marl, tiny: Path, tmp_path: Path) -> None:
+    grid = {"learning_rate": [1e-3, 4e-3, 1.6e-2], "seeds": 1, "rounds": 1}
+    plan = {"config": str(tiny), "seeds": 2, "tuning": grid, "references": ["random"],
+            "settings": {"a": {}, "b": {"dqn": {"encoder": {"hidden": [4]}}}}}  # fmt: skip
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+    ended = marl("experiment", "plan.yaml", "--results", "out")
+    assert ended.code == 0, ended.err
+    assert len(list((tmp_path / "out/plan/tuning").iterdir())) == 6
+    header, a, b, random, note = ended.out.splitlines()
+    assert re.fullmatch(
+        r"method +seeds +tried +chosen +at an edge +reward +parameters +steps +seconds +"
+        r"return \(IQM\) +p \(Holm\)",
+        header,
+    )
+    for line in (a, b):
+        assert re.search(
+            r" 2 +3 +learning rate 0\.(001|004|016) +(no|the highest|the lowest) ", line
+        )
+    assert sorted(line.split()[-1] == "best" for line in (a, b, random)) == [False, False, True]
+    assert random.startswith("random ") and "corrected" in note
+    assert marl("show", "plan", "--results", "out").out == ended.out
+    again = marl("experiment", "plan.yaml", "--results", "out", "--resume")
+    assert again.out == ended.out
+
+
 def test_report(marl: Marl, tmp_path: Path) -> None:
     """From the results that come with the repository."""
     args = ["--threshold", "5.5", "--baseline", "dqn"]
@@ -281,6 +311,199 @@ def test_report(marl: Marl, tmp_path: Path) -> None:
     assert text.startswith("# Report: small-grid-dqn\n") and "seeds at 5.5 or more" in text
     (tmp_path / "file").write_text("")
     assert "file: File exists" in marl.fails("report", "small-grid-dqn", "--out", "file")
+
+
+# Kinds --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reader(Variant):
+    """A family.
+
+    Parameters
+    ----------
+    width : int
+        How wide.
+    """
+
+    width: Count = 8
+
+
+@dataclass(frozen=True)
+class Plain(Reader, kind="plain"):
+    """Nothing more."""
+
+
+@dataclass(frozen=True)
+class Nested(Reader, kind="nested"):
+    """One within another.
+
+    Parameters
+    ----------
+    memory_size : int
+        How much
+        it keeps.
+    inner : Reader
+        What is within.
+    """
+
+    memory_size: Count = 64
+    inner: Reader = Plain(2)
+
+
+@dataclass(frozen=True)
+class Base(Config):
+    """Base.
+
+    Parameters
+    ----------
+    gamma, tau : float
+        Between 0 and 1.
+
+    Notes
+    -----
+    gamma : is not spoken of here.
+    """
+
+    gamma: Unit = 0.5
+    tau: Unit = 0.5
+
+
+@dataclass(frozen=True)
+class Section(Base):
+    """A section.
+
+    Parameters
+    ----------
+    reader : Reader
+        What reads.
+    """
+
+    reader: Reader = Plain(3)
+    extra_reader: Reader | None = None
+    tau: Unit = 0.25
+
+
+@dataclass(frozen=True)
+class ToyRun(Config):
+    """A run."""
+
+    env: str = ""
+    algorithm: str = ""
+    to_y: Section = Section()
+
+
+@pytest.fixture
+def toy(monkeypatch: Any) -> None:
+    """Let a run have other settings, some of several kinds."""
+    monkeypatch.setattr(runs, "run_config", lambda *layers: from_mapping(ToyRun, merge(*layers)))
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("", Section()),
+        ("--to-y.reader plain", Section()),
+        ("--to-y.reader nested", Section(reader=Nested())),
+        ("--to-y.reader=nested --to-y.gamma 1", Section(1, reader=Nested())),
+        ("--to-y.reader nested --to-y.reader plain", Section()),
+        ("--to-y.reader.width 5", Section(reader=Plain(5))),
+        ("--to-y.reader.memory-size 7 --to-y.reader nested", Section(reader=Nested(8, 7))),
+        ("--to_y.reader nested --to_y.reader.memory_size=7", Section(reader=Nested(8, 7))),
+        ("--to-y.extra-reader plain", Section(extra_reader=Plain())),
+        ("--to-y.extra_reader None", Section()),
+        (
+            "--to-y.reader.inner.memory-size 4 --to-y.reader.inner nested --to-y.reader nested",
+            Section(reader=Nested(inner=Nested(memory_size=4))),
+        ),
+        (
+            "--to-y.reader nested --to-y.reader.inner.width 4",
+            Section(reader=Nested(8, 64, Plain(4))),
+        ),
+    ],
+)
+def test_a_kind_by_flag(toy: None, flags: str, expected: Section) -> None:
+    assert cli._filled(flags.split(), {}) == ToyRun(to_y=expected)
+
+
+def test_a_kind_by_flag_lies_over_the_file(toy: None) -> None:
+    values = {"to_y": {"reader": {"kind": "nested", "width": 4, "inner": "nested"}}}
+    filled = cli._filled(["--to-y.reader.memory-size", "2"], values)
+    assert filled.to_y.reader == Nested(4, 2, Nested())  # type: ignore[attr-defined]
+    filled = cli._filled(["--to-y.reader", "nested"], values)
+    assert filled.to_y.reader == Nested(4, 64, Nested())  # type: ignore[attr-defined]
+    filled = cli._filled(["--to-y.reader", "plain"], values)
+    assert filled.to_y.reader == Plain(3)  # type: ignore[attr-defined]
+    values = {"to_y": {"extra_reader": "nested"}}
+    assert cli._filled(["--to-y.extra-reader", "None"], values) == ToyRun()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            "--to-y.reader nestd",
+            ["to_y.reader 'nestd' is not known; did you mean 'nested'? (choices: plain, nested)"],
+        ),
+        ("--to-y.reader None", ["to_y.reader 'None' is not known"]),
+        ("--to-y.reader", ["--to-y.reader: expected one argument"]),
+        ("--to-y.reader.memory-size 3", ["--to-y.reader.memory-size"]),
+        ("--to-y.reader nested --to-y.reader.memory 3", ["--to-y.reader.memory-size"]),
+        (
+            "--to-y.reader nested --to-y.reader.memory-size 0",
+            ["to_y.reader.memory_size must be at least 1, got 0"],
+        ),
+        ("--to-y.gamma 2", ["marl: to_y.gamma must be in [0, 1], got 2.0"]),
+    ],
+)
+def test_a_wrong_kind_is_one_line(toy: None, marl: Marl, flags: str, words: list[str]) -> None:
+    line = marl.fails("train", *flags.split())
+    for word in words:
+        assert word in line, line
+
+
+def test_help_explains_every_field_and_lists_the_kinds(toy: None, marl: Marl) -> None:
+    """Also what a base class declares, and what stands in one line of the docstring with others."""
+    text = re.sub(r"[│\s]+", " ", marl("train", "--help").out)
+    for words in (
+        "to-y options",
+        "A section.",
+        "--to-y.gamma FLOAT Between 0 and 1. (default: 0.5)",
+        "--to-y.tau FLOAT Between 0 and 1. (default: 0.25)",
+        "Nothing more.",
+        "--to-y.reader {plain,nested} What reads. (default: plain)",
+        "--to-y.reader.width INT How wide. (default: 3)",
+        "--to-y.extra-reader {plain,nested,None} Which kind. (default: None)",
+    ):
+        assert words in text, text
+    assert "memory-size" not in text
+    text = re.sub(r"[│\s]+", " ", marl("train", "--to-y.reader", "nested", "--help").out)
+    for words in (
+        "One within another.",
+        "--to-y.reader {plain,nested} What reads. (default: nested)",
+        "--to-y.reader.memory-size INT How much it keeps. (default: 64)",
+        "--to-y.reader.inner {plain,nested} What is within. (default: plain)",
+        "--to-y.reader.inner.width INT How wide. (default: 2)",
+    ):
+        assert words in text, text
+
+
+def test_one_message_from_a_file_a_flag_and_python(marl: Marl, tmp_path: Path) -> None:
+    """Beside the name of the section, which Python's keyword does not know."""
+    (tmp_path / "bad.yaml").write_text("dqn: {gamma: 2}")
+    message = "gamma must be in [0, 1], got 2.0"
+    assert marl.fails("train", "--config", "bad.yaml") == f"marl: dqn.{message}\n"
+    assert marl.fails("train", "--dqn.gamma", "2") == f"marl: dqn.{message}\n"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        runs.ALGORITHMS["dqn"][1](gamma=2)
+
+
+def test_an_encoder_by_flag() -> None:
+    flags = "--env TrafficJunction --algorithm qmix --qmix.encoder gru"
+    config: Any = cli._filled(f"{flags} --qmix.encoder.memory-size 32".split(), {})
+    assert type(config.qmix.encoder) is type(config.qmix.encoder).kinds()["gru"]
+    assert (config.qmix.encoder.kind, config.qmix.encoder.memory_size) == ("gru", 32)
+    assert config.qmix.encoder.memory == "gru"  # nothing of the kind before it has stayed
 
 
 # What it refuses ----------------------------------------------------------------------------------
@@ -402,7 +625,7 @@ def test_a_damaged_checkpoint(marl: Marl, finished: Path, tmp_path: Path) -> Non
 def test_a_checkpoint_of_another_configuration(marl: Marl, finished: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    config["dqn"]["hidden"] = [8, 8]
+    config["dqn"]["encoder"]["hidden"] = [8, 8]
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     for args in (["train", "--resume", folder], ["evaluate", folder]):
         assert "belongs to another configuration or version" in marl.fails(*args)

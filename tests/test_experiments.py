@@ -14,16 +14,19 @@ import numpy as np
 import pytest
 from dask.distributed import Client, LocalCluster
 
-from marl_lib import experiments, runs
+from marl_lib import experiments, runs, tuning
 from marl_lib.config import ConfigError
-from marl_lib.experiments import (
-    ExperimentConfig,
+from marl_lib.experiments import run_experiment
+from marl_lib.planning import Planner, random_actions
+from marl_lib.plans import ExperimentConfig, find_experiment, shipped_experiments
+from marl_lib.records import (
     curves,
     final_scores,
     load_results,
-    run_experiment,
+    load_tuning,
+    recorded_experiments,
+    write_record,
 )
-from marl_lib.planning import Planner, random_actions
 from marl_lib.rollout import play
 from marl_lib.training import EVALUATION_SEED, TrainingDiverged, evaluate
 
@@ -31,7 +34,7 @@ BASE: dict[str, Any] = {
     "num_envs": 4, "timesteps": 400, "eval_every": 200, "eval_episodes": 20, "final_episodes": 4,
     "env_options": {"grid_size": [3, 3], "n_agents": 2, "n_targets": 2, "max_steps": 10},
     "dqn": {
-        "hidden": [8], "batch_size": 8, "buffer_size": 400, "learning_starts": 40,
+        "encoder": {"hidden": [8]}, "batch_size": 8, "buffer_size": 400, "learning_starts": 40,
         "train_every": 4, "target_every": 20, "learning_rate": 0.01,
     },
 }  # fmt: skip
@@ -47,13 +50,9 @@ KEYS = {
     "device", "machine", "command", "date", "evaluation_seed",
 }  # fmt: skip
 LEARNED = {
-    "curve",
-    "diagnostics",
-    "tests",
-    "importance",
-    "wall_clock_seconds",
-    "replicates_in_process",
-}
+    "curve", "diagnostics", "tests", "importance", "reward", "parameters", "environment_steps",
+    "wall_clock_seconds", "replicates_in_process",
+}  # fmt: skip
 
 
 def write_plan(folder: Path, base: dict | None = None, **changes: Any) -> Path:
@@ -115,6 +114,7 @@ def test_every_run_has_a_file_with_all_that_made_it(recorded: tuple[Path, Path])
             assert record["curve"]["steps"] == [0, 200, 400]
             assert set(record["curve"]) == figures | {"steps"}
             assert record["replicates_in_process"] == 3 and record["wall_clock_seconds"] > 0
+            assert record["environment_steps"] == 400 and record["reward"] == "own"
     kept = found["no-double-2.json"]["config"]
     assert (kept["dqn"]["double"], kept["dqn"]["gamma"]) == (False, 0.5)
     assert found["plain-2.json"]["config"]["dqn"]["double"] is True
@@ -153,7 +153,7 @@ def test_results_come_back_by_label_in_the_order_of_their_seeds(tmp_path: Path) 
                 "curve": {"steps": [0, 5], "episode_return": [0.0, float(seed)]},
                 "evaluation": {"episode_return": [seed, seed + 1.0]},
             }  # fmt: skip
-            experiments._write(tmp_path / "x", record)
+            write_record(tmp_path / "x", f"{label}-{seed}", record)
     found = load_results("x", tmp_path)
     assert list(found) == ["a", "b"]
     assert [r["seed"] for r in found["a"]] == [1, 2, 10]
@@ -235,12 +235,18 @@ def test_other_seeds_are_judged_on_other_worlds(tmp_path: Path) -> None:
         ExperimentConfig(settings={"a": {}}, evaluation_seed=3)
 
 
-@pytest.mark.parametrize("name", experiments.shipped_experiments())
+@pytest.mark.parametrize("name", shipped_experiments())
 def test_what_ships_can_be_run(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The whole plan, with a stand-in for the training itself."""
     asked: list[tuple[str, runs.RunConfig]] = []
+
+    def tried(label: str, config: Any, plan: Any) -> list[dict[str, Any]]:
+        scores = {"evaluation": {"episode_return": [1.0]}}
+        return [{"algorithm": label, "seed": seed, **scores} for seed in config.seeds]
+
     monkeypatch.setattr(experiments, "run_setting", lambda *unit: asked.append(unit) or [])
-    _, experiment = experiments.find_experiment(name)
+    monkeypatch.setattr(experiments, "try_setting", tried)
+    _, experiment = find_experiment(name)
     paths = run_experiment(name, tmp_path, per_process=4)
     sizes = [min(4, experiment.seeds - first) for first in range(0, experiment.seeds, 4)]
     assert [c.replicates for _, c, _ in asked] == sizes * len(experiment.all_settings())
@@ -257,11 +263,13 @@ POLE = {
     "env": "CartPole-v1", "num_envs": 8, "timesteps": 256, "eval_every": 256, "eval_episodes": 3,
     "final_episodes": 4,
 }  # fmt: skip
-PPO = {"rollout": 16, "batch_size": 64, "epochs": 1, "hidden": [8]}
+PPO = {"rollout": 16, "batch_size": 64, "epochs": 1, "encoder": {"hidden": [8]}}
 
 
 def test_settings_may_name_worlds_and_algorithms_of_their_own(tmp_path: Path) -> None:
-    small = {"d_model": 8, "n_heads": 2, "rollout": 16, "batch_size": 64, "hidden": [8]}
+    small = {
+        "encoder": {"d_model": 8, "n_heads": 2, "hidden": [8]}, "rollout": 16, "batch_size": 64
+    }  # fmt: skip
     plan = {
         "seeds": 2,
         "per_process": 1,
@@ -340,7 +348,183 @@ def test_benchmarks_are_no_experiment(tmp_path: Path) -> None:
     for name in ("benchmarks", "one"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a-0.json").write_text("{}")
-    assert experiments.recorded_experiments(tmp_path) == ["one"]
+    assert recorded_experiments(tmp_path) == ["one"]
+
+
+# Tuning -------------------------------------------------------------------------------------------
+
+TUNED: dict[str, Any] = {
+    "seeds": 2,
+    "first_seed": 40,
+    "evaluation_seed": EVALUATION_SEED + 7,
+    "per_process": 1,
+    "references": ["random"],
+    "settings": {"plain": {}, "short-sighted": {"dqn": {"gamma": 0.5}}},
+    "tuning": {"learning_rate": [1e-3, 4e-3, 1.6e-2], "seeds": 2, "first_seed": 7, "rounds": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return a tuned experiment's path and its results, not to be changed."""
+    folder = tmp_path_factory.mktemp("tuned")
+    path = write_plan(folder, **TUNED)
+    run_experiment(path, folder / "results")
+    return path, folder / "results"
+
+
+def test_the_best_setting_of_each_method_runs_again(tuned: tuple[Path, Path]) -> None:
+    _, results = tuned
+    tried, found = load_tuning("two", results), load_results("two", results)
+    assert set(found) == {"plain", "short-sighted", "random"}
+    assert set(tried) == {"plain", "short-sighted"}
+    choices = {label: tuning.choose(tuning.trials(of)) for label, of in tried.items()}
+    counts = {len(choice.trials) for choice in choices.values()}
+    assert len(counts) == 1 and counts <= {3, 5}
+    if any(choice.edge for choice in choices.values()):
+        assert counts == {5}
+    for label, choice in choices.items():
+        assert choice.best.score == max(t.score for t in choice.trials)
+        assert [r["seed"] for r in found[label]] == [40, 41]
+        for record in found[label]:
+            settings = record["config"]["dqn"]
+            assert settings["learning_rate"] == choice.best.values["learning_rate"]
+            assert settings["gamma"] == (0.5 if label == "short-sighted" else 0.95)
+            assert record["evaluation_seed"] == EVALUATION_SEED + 7
+            assert set(record) == KEYS | LEARNED
+
+
+def test_a_run_of_the_tuning_stage_keeps_its_last_evaluation(tuned: tuple[Path, Path]) -> None:
+    _, results = tuned
+    names = {p.name for p in (results / "two" / "tuning").iterdir()}
+    assert {"plain-1-7.json", "plain-3-8.json", "short-sighted-1-7.json"} <= names
+    record = json.loads((results / "two" / "tuning" / "short-sighted-2-8.json").read_text())
+    heavy = {"curve", "diagnostics", "tests", "importance"}
+    assert set(record) == KEYS | LEARNED - heavy | {"setting", "values"}
+    assert (record["algorithm"], record["setting"]) == ("short-sighted", 2)
+    assert record["values"] == {"learning_rate": 4e-3}
+    assert record["evaluation_seed"] == 2_000_003
+    config = runs.run_config(record["config"])
+    assert config.seeds == [8]
+    again = runs.make_trainer(config, progress=False).train(2_000_003)
+    values = again.final["episode_return"][0]
+    np.testing.assert_allclose(record["evaluation"]["episode_return"], values, atol=1e-4)
+
+
+class Broken(Exception):
+    """Stands for whatever breaks an experiment off."""
+
+
+def test_a_tuned_experiment_is_resumed_run_by_run(
+    tuned: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken off in the first round, later in the tuning, and in the result; nothing is lost."""
+    plan, whole = tuned
+    made: list[tuple[str, int]] = []
+    left = 0
+
+    def breaks(work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(label: str, config: Any, experiment: Any) -> list[dict[str, Any]]:
+            nonlocal left
+            if left == 0:
+                raise Broken
+            left -= 1
+            made.append((label, config.seed))
+            return list(work(label, config, experiment))
+
+        return run
+
+    for name in ("run_setting", "try_setting"):
+        monkeypatch.setattr(experiments, name, breaks(getattr(experiments, name)))
+    files = len(list(whole.rglob("*/tuning/*.json")))
+    for parts in (5, files - 6, 2):
+        left = parts
+        with pytest.raises(Broken):
+            run_experiment(plan, tmp_path, resume=True)
+    left = -1
+    run_experiment(plan, tmp_path, resume=True)
+    names = sorted(p.relative_to(whole).as_posix() for p in whole.rglob("*.json"))
+    assert names == sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.json"))
+    assert len(made) == len(set(made)) == len(names) - 1  # each once; one file is random play
+    for name in names:
+        one, other = (json.loads((folder / name).read_text()) for folder in (whole, tmp_path))
+        for part in ("config", "evaluation", "curve", "values", "setting"):
+            assert one.get(part) == other.get(part)
+
+
+def test_tuned_results_are_not_replaced_by_accident_and_then_whole(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, **TUNED | {"references": []})
+    stale = tmp_path / "two" / "tuning" / "gone-1-7.json"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("{}")
+    with pytest.raises(ConfigError, match="already holds results"):
+        run_experiment(plan, tmp_path)
+    short = {"timesteps": 40, "eval_every": 40, "eval_episodes": 1, "final_episodes": 2}
+    paths = run_experiment(plan, tmp_path, overwrite=True, seeds=1, overrides=short)
+    assert {p.name for p in paths} == {"plain-40.json", "short-sighted-40.json"}
+    assert not stale.exists()
+    run_experiment(write_plan(tmp_path), tmp_path, overwrite=True, seeds=1, overrides=short)
+    assert not list((tmp_path / "two" / "tuning").iterdir())  # no longer tuned
+
+
+def test_a_tuned_experiment_may_have_several_processes(
+    tuned: tuple[Path, Path], tmp_path: Path
+) -> None:
+    plan, whole = tuned
+    run_experiment(plan, tmp_path, n_jobs=2, per_process=2)
+    assert {p.name for p in whole.rglob("*.json")} == {p.name for p in tmp_path.rglob("*.json")}
+
+
+def test_a_setting_that_diverges_is_worth_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stops the experiment only if there is no other."""
+    real, limit = runs.make_trainer, 2e-3
+
+    def fragile(config: Any, **options: Any) -> Any:
+        trainer = real(config, **options)
+        if config.dqn.learning_rate > limit:
+            trainer._check_finite({"loss": np.array([np.nan])})
+        return trainer
+
+    monkeypatch.setattr("marl_lib.units.make_trainer", fragile)
+    plan = write_plan(tmp_path, **TUNED)
+    run_experiment(plan, tmp_path)
+    for records in load_tuning("two", tmp_path).values():
+        choice = tuning.choose(tuning.trials(records))
+        assert [t.score for t in choice.trials[1:3]] == [-np.inf] * 2
+        assert len(choice.trials) == 5  # lower ones, since only the lowest of the grid was any good
+        assert all("loss of seed" in r["diverged"] for r in records if not r["evaluation"])
+    limit = 0.0
+    with pytest.raises(TrainingDiverged, match="every setting tried of plain diverged"):
+        run_experiment(plan, tmp_path, overwrite=True)
+
+
+def test_all_learning_rates_of_a_method_are_tuned_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def tried(label: str, config: Any, plan: Any) -> list[dict[str, Any]]:
+        asked.append(config)
+        scores = {"evaluation": {"episode_return": [1.0]}}
+        return [{"algorithm": label, "seed": seed, **scores} for seed in config.seeds]
+
+    monkeypatch.setattr(experiments, "try_setting", tried)
+    monkeypatch.setattr(experiments, "run_setting", lambda *unit: asked.append(unit[1]) or [])
+    grid = {"learning_rate": [1e-3, 1e-2, 1e-1], "also": {"team_reward": [False, True]}}
+    plan = {
+        "settings": {"maddpg": {"env": "CooperativeNavigation", "algorithm": "maddpg"}},
+        "tuning": grid,
+        "seeds": 1,
+    }
+    (tmp_path / "one.yaml").write_text(json.dumps(plan))
+    run_experiment(tmp_path / "one.yaml", tmp_path)
+    found = [(c.maddpg.learning_rate, c.maddpg.critic_learning_rate, c.maddpg.team_reward)
+             for c in asked]  # fmt: skip
+    assert found == [(r, r, t) for r in (1e-3, 1e-2, 1e-1) for t in (False, True)] + [
+        (1e-2, 1e-2, False)
+    ]
 
 
 # What is refused, before anything runs ------------------------------------------------------------
@@ -355,10 +539,13 @@ def test_benchmarks_are_no_experiment(tmp_path: Path) -> None:
         ({"settings": {"a/b": {}}}, "a label of settings must be of letters"),
         ({"settings": {"random": {}}}, "settings must be unlike the references"),
         ({"settings": {}, "references": []}, "settings must be at least one, or a reference"),
-        ({"references": ["oracle"]}, "reference 'oracle' is not known (choices: planner, random)"),
+        ({"references": ["oracle"]}, "references[0] 'oracle' is not known (choices: planner"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"setting": {}}, "configuration key 'setting' is not known; did you mean 'settings'?"),
         ({"config": "nosuch"}, "configuration 'nosuch' is not known"),
+        ({"tuning": {"rates": [1]}}, "configuration key in tuning 'rates' is not known"),
+        ({"tuning": {"also": {"gama": [1]}}}, "configuration key in dqn 'gama' is not known"),
+        ({"tuning": {"first_seed": 1}}, "tuning.first_seed must be such that none of 3"),
         (
             {"base": {"env": "CartPole-v1", "env_options": {}}, "settings": {"plain": {}}},
             "there is no planner for CartPole-v1",
@@ -407,7 +594,7 @@ def watched(marks: Path) -> Callable[..., list[dict[str, Any]]]:
         import time
         from pathlib import Path
 
-        from marl_lib.experiments import run_setting
+        from marl_lib.units import run_setting
 
         (Path(folder) / f"{os.getpid()}-{label}-{config.seed}").touch()
         deadline = time.monotonic() + 60

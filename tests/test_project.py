@@ -331,12 +331,15 @@ def test_an_address_is_taken_as_typed_or_as_copied_from_a_browser():
 
 # A module may import from its own floor and those below, and never in a circle.
 FLOORS = [
-    {"seeding", "budget", "config"},
+    {"seeding", "budget", "config", "spec"},
     {"nn", "exploration", "replay", "envs", "evaluation", "plotting", "player", "glue"},
-    {"planning", "replicates", "rollout", "interpret", "advantages"},
+    {"planning", "replicates", "rollout", "interpret", "advantages", "checkpoint", "log"},
+    {"learner"},
+    {"off_policy", "on_policy"},
     {"algorithms"},
     {"agents", "training", "check"},
-    {"runs"},
+    {"runs", "records", "tuning", "tables"},
+    {"plans", "units"},
     {"experiments"},
     {"report"},
     {"cli", "demo"},

@@ -15,6 +15,9 @@ from PIL import Image
 from marl_lib import evaluation, plotting, report
 from marl_lib.config import ConfigError
 from marl_lib.experiments import run_experiment
+from marl_lib.report.importance import features
+from marl_lib.report.learning import STABILITY
+from marl_lib.report.study import over_training, read
 
 SEEDS = 4
 STEPS = list(range(0, 100, 10))
@@ -55,7 +58,7 @@ def rising(seed: int, top: float, low: float = 20.0) -> list[float]:
 def everything(label: str, seed: int, top: float, **more: Any) -> dict[str, Any]:
     """Return a record with all that can be recorded."""
     rng = np.random.default_rng(seed)
-    diagnostics = {n: rng.normal(size=len(STEPS)).tolist() for n in report.STABILITY}
+    diagnostics = {n: rng.normal(size=len(STEPS)).tolist() for n in STABILITY}
     return record(label, seed, rising(seed, top), diagnostics={"steps": STEPS, **diagnostics},
                   tests={"long": {"episode_return": [top - 50 - seed] * 3},
                          "heavy": {"episode_return": [top + 1.0] * 3}},
@@ -326,7 +329,7 @@ def test_importance_is_shared_and_compared(page: Path, results: Path, drawn: dic
 
 def test_features_have_names_where_they_are_known() -> None:
     def names(count: int, **options: Any) -> list[str]:
-        return report.features(record("a", 0, [0.0], config={"env_options": options}), count)
+        return features(record("a", 0, [0.0], config={"env_options": options}), count)
 
     assert names(4)[3] == "angular velocity"
     assert names(2, velocities=False) == ["position", "angle"]
@@ -396,20 +399,20 @@ def test_more_settings_than_one_figure_holds(tmp_path: Path, drawn: dict) -> Non
 def test_runs_that_were_stopped_at_different_steps() -> None:
     records = [record("a", s, rising(s, 5)) for s in range(2)]
     records[1]["curve"] = {"steps": [0, 20, 30], "episode_return": [7, 8, 9]}
-    steps, found = report.over_training(records, "curve", "episode_return")
+    steps, found = over_training(records, "curve", "episode_return")
     assert steps.tolist() == [0, 20, 30]
     assert found.tolist() == [[20, 20, 20], [7, 8, 9]]
 
 
 def test_a_shipped_plan_gives_the_order(root: Path) -> None:
-    (study,) = report.read("independent-dqn", root / "book" / "results")
+    (study,) = read("independent-dqn", root / "book" / "results")
     assert list(study.runs) == ["dqn-shared", "dqn-separate", "dqn-shared-reward"]
     assert study.baseline == "dqn-shared" and set(study.references) == {"planner", "random"}
 
 
 def test_an_experiment_in_two_worlds_is_two_studies(tmp_path: Path) -> None:
     write(tmp_path, "x", [record("a", 0, rising(0, 5)), record("b", 0, rising(0, 5), "Acrobot-v1")])
-    assert [(s.env, list(s.runs)) for s in report.read("x", tmp_path)] == [
+    assert [(s.env, list(s.runs)) for s in read("x", tmp_path)] == [
         ("CartPole-v1", ["a"]),
         ("Acrobot-v1", ["b"]),
     ]
@@ -438,7 +441,9 @@ def test_what_cannot_be_reported_is_refused(
 def test_a_real_experiment_is_reported(tmp_path: Path) -> None:
     tiny = {"timesteps": 400, "eval_every": 100, "eval_episodes": 4, "final_episodes": 4,
             "num_envs": 4, "env": "CartPole-v1", "env_options": {"max_steps": 30}}  # fmt: skip
-    wide = {"d_model": 8, "n_heads": 2, "rollout": 8, "batch_size": 16, "epochs": 1}
+    wide = {
+        "encoder": {"d_model": 8, "n_heads": 2}, "rollout": 8, "batch_size": 16, "epochs": 1
+    }  # fmt: skip
     plan = {
         "seeds": 2,
         "settings": {

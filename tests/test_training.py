@@ -20,18 +20,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from marl_lib import runs
 from marl_lib.algorithms.dqn import DQN, DQNConfig
+from marl_lib.checkpoint import CheckpointError, checkpoint, save_checkpoint
 from marl_lib.config import ConfigError
 from marl_lib.envs import BatchedGridWorld
-from marl_lib.training import (
-    EVALUATION_SEED,
-    CheckpointError,
-    LoopConfig,
-    Trainer,
-    TrainingDiverged,
-    checkpoint,
-    evaluate,
-    save_checkpoint,
-)
+from marl_lib.training import EVALUATION_SEED, LoopConfig, Trainer, TrainingDiverged, evaluate
 
 TINY: dict[str, Any] = {
     "num_envs": 4, "timesteps": 400, "eval_every": 100, "eval_episodes": 4, "final_episodes": 5,

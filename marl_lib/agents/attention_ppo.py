@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from marl_lib.algorithms.ppo import PPO, AttentionPPOConfig
-from marl_lib.config import ConfigError, require
+from marl_lib.config import Config, ConfigError, Count
 from marl_lib.envs import ENVS, BatchedParallelEnv, GymnasiumBatch, make
 from marl_lib.nn.distributions import Categorical
 from marl_lib.training import LoopConfig, MakeEnv, Trainer, TrainingResult
@@ -30,7 +30,7 @@ PPOHyperparameters = AttentionPPOConfig
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Config):
     """How long to train and how often to look.
 
     Parameters
@@ -44,15 +44,10 @@ class TrainingConfig:
         Where logs and the checkpoint go; None keeps nothing.
     """
 
-    total_timesteps: int = 100_000
-    eval_freq: int = 10_000
-    n_eval_episodes: int = 10
+    total_timesteps: Count = 100_000
+    eval_freq: Count = 10_000
+    n_eval_episodes: Count = 10
     folder: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        for name in ("total_timesteps", "eval_freq", "n_eval_episodes"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
 
 
 class AttentionPPO(PPO):

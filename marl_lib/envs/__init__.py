@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import gymnasium
 
-from marl_lib.config import ConfigError, choice, convert, require
+from marl_lib.config import Config, ConfigError, Count, choice, convert
 from marl_lib.envs.adapters import (
     GymnasiumBatch,
     History,
@@ -108,7 +108,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class ClassicConfig:
+class ClassicConfig(Config):
     """Options of the classic control worlds.
 
     Parameters
@@ -120,19 +120,13 @@ class ClassicConfig:
     history : int
         Show the last so many observations, as tokens, where more than one.
     physics : dict of name to number or [low, high]
-        Constants to change, or to draw afresh for each episode.
+        Constants to change, or to draw afresh for each episode; the world itself checks them.
     """
 
-    max_steps: int | None = None
+    max_steps: Count | None = None
     velocities: bool = True
-    history: int = 1
+    history: Count = 1
     physics: dict[str, float | tuple[float, float]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work; the world itself checks the physics."""
-        if self.max_steps is not None:
-            require(self.max_steps >= 1, "max_steps", self.max_steps, "at least 1")
-        require(self.history >= 1, "history", self.history, "at least 1")
 
 
 class _Entry(NamedTuple):
@@ -159,7 +153,7 @@ def _colour_match(num_envs: int, options: ColourMatchConfig, autoreset: bool) ->
 
 
 @dataclass(frozen=True)
-class OtherConfig:
+class OtherConfig(Config):
     """Options of a world of another package: none."""
 
 

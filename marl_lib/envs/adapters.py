@@ -13,8 +13,9 @@ from gymnasium.vector import AutoresetMode
 from pettingzoo import ParallelEnv
 
 from marl_lib.config import ConfigError
-from marl_lib.envs.base import BatchedParallelEnv, BatchedVectorEnv, Seeds, Step, Tokens
+from marl_lib.envs.base import BatchedParallelEnv, BatchedVectorEnv, Seeds, Step
 from marl_lib.seeding import RandomStreams
+from marl_lib.spec import Tokens
 
 
 class TeamOfOne(BatchedParallelEnv):
@@ -86,7 +87,7 @@ class History(BatchedParallelEnv):
     """A world whose observation is the last K observations, oldest first.
 
     Where an episode is younger than K steps, the oldest places are empty: zeros with flag 0 (see
-    :class:`marl_lib.envs.base.Tokens`).
+    :class:`marl_lib.spec.Tokens`).
 
     Parameters
     ----------

@@ -8,7 +8,6 @@ with same-step autoreset; ``BatchedParallelEnv`` adds the agent axis; ``PettingZ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -18,30 +17,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from pettingzoo import ParallelEnv
 
 from marl_lib.seeding import RandomStreams
+from marl_lib.spec import Spec, Tokens
 
 Seeds = int | Sequence[int] | None
 Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """How an observation is made of tokens, for networks that attend to them.
-
-    The observation is ``count`` blocks of ``1 + size`` numbers: a flag that is 1 where there is
-    such a token and 0 where the block is padding, and what is known of it.
-
-    Parameters
-    ----------
-    count : int
-    size : int
-        Numbers of each token, without the flag.
-    ordered : bool
-        The place in the order means something: a history, oldest first.
-    """
-
-    count: int
-    size: int
-    ordered: bool
 
 
 class BatchedWorld:
@@ -238,6 +217,25 @@ class BatchedParallelEnv(BatchedWorld):
         if not isinstance(self.single_action_space, spaces.Discrete):
             raise TypeError(f"{type(self).__name__} has continuous actions")
         return int(self.single_action_space.n)
+
+    def sizes(self, info: dict[str, Any] | None = None) -> Spec:
+        """Return what learners must know of this world.
+
+        Parameters
+        ----------
+        info : dict or None
+            As ``reset`` returned it: whether there are action masks is read off it.
+        """
+        space = self.single_action_space
+        discrete = isinstance(space, spaces.Discrete)
+        return Spec(
+            self.obs_dim,
+            int(space.n) if discrete else len(space.low),
+            self.n_agents,
+            None if discrete else (space.low, space.high),
+            self.tokens,
+            info is not None and "action_mask" in info,
+        )
 
     def state(self) -> np.ndarray:
         """Return the global state (B, S), for training with a central view."""

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from marl_lib.config import require
-from marl_lib.envs.base import BatchedVectorEnv, GymnasiumFace, Tokens
+from marl_lib.config import Config, Count, require
+from marl_lib.envs.base import BatchedVectorEnv, GymnasiumFace
 from marl_lib.envs.draw import PALETTE, Canvas
+from marl_lib.spec import Tokens
 
 PAPER, INK = (250, 249, 245), PALETTE["black"]
 COLOURS = [PALETTE[n] for n in ("blue", "orange", "green", "vermilion", "sky", "purple", "yellow")]
@@ -18,7 +19,7 @@ MOVES = np.array([[0.0, 1.0], [0.0, -1.0], [-1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
 
 
 @dataclass(frozen=True)
-class ColourMatchConfig:
+class ColourMatchConfig(Config):
     """Options of the colour-match world.
 
     Parameters
@@ -33,15 +34,15 @@ class ColourMatchConfig:
 
     entities: tuple[int, int] = (2, 7)
     colours: int = 7
-    max_steps: int = 20
+    max_steps: Count = 20
 
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
+    def check(self) -> None:
+        """Refuse numbers of entities and colours that do not go together."""
+        super().check()
         least, most = self.entities
         require(1 <= least <= most, "entities", self.entities, "(least, most) with 1 <= least")
         rule = f"at least the most entities, {most}, and at most {len(COLOURS)}"
         require(most <= self.colours <= len(COLOURS), "colours", self.colours, rule)
-        require(self.max_steps >= 1, "max_steps", self.max_steps, "at least 1")
 
 
 class BatchedColourMatch(BatchedVectorEnv):
@@ -51,7 +52,7 @@ class BatchedColourMatch(BatchedVectorEnv):
     The reward is how much nearer a step has brought the agent to the entity of its colour, and 1
     for coming within 0.2 of it, which ends the episode. The other entities do nothing.
 
-    An observation is a set of tokens (:class:`marl_lib.envs.base.Tokens`), the agent first, then a
+    An observation is a set of tokens (:class:`marl_lib.spec.Tokens`), the agent first, then a
     slot for each entity, in an order that is drawn anew with every episode. A token is (flag, 1 for
     the agent itself, x, y, colour as one-hot); positions are relative to the agent, its own to the
     middle. A slot without an entity is all zeros.

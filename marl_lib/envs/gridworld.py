@@ -9,13 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from gymnasium import spaces
 
-from marl_lib.config import ConfigError, from_mapping, require
+from marl_lib.config import (
+    Config,
+    ConfigError,
+    Count,
+    Finite,
+    Natural,
+    Rule,
+    from_mapping,
+    require,
+)
 from marl_lib.envs.base import BatchedParallelEnv, PettingZooFace
 from marl_lib.envs.draw import Canvas
 
@@ -23,8 +31,6 @@ ACTIONS = ("up", "down", "left", "right", "stay")
 MOVES = np.array([(-1, 0), (1, 0), (0, -1), (0, 1), (0, 0)])  # (A, 2): row, column
 
 FOUR_ROOMS = "four_rooms"
-
-_REWARDS = ("reward_scale", "collision_penalty", "target_reward", "goal_reward", "step_penalty")
 
 # Okabe and Ito's palette: told apart by the colour-blind, and in grey by the number on each agent.
 AGENT_COLOURS = (
@@ -40,7 +46,7 @@ TARGET, GOAL = (230, 159, 0), (180, 215, 235)
 
 
 @dataclass(frozen=True)
-class GridWorldConfig:
+class GridWorldConfig(Config):
     """Options of the grid world.
 
     Parameters
@@ -77,35 +83,27 @@ class GridWorldConfig:
         Report moves into walls as illegal in ``info["action_mask"]``.
     """
 
-    grid_size: tuple[int, int] = (10, 10)
-    n_agents: int = 2
-    n_targets: int = 3
-    n_goals: int = 0
-    max_steps: int = 100
-    reward_scale: float = 1.0
-    collision_penalty: float = -0.1
-    target_reward: float = 10.0
-    goal_reward: float = 10.0
-    step_penalty: float = -0.01
+    grid_size: Annotated[tuple[int, int], Rule("at least 1 by 1", lambda s: min(s) >= 1)] = (10, 10)
+    n_agents: Count = 2
+    n_targets: Natural = 3
+    n_goals: Natural = 0
+    max_steps: Count = 100
+    reward_scale: Finite = 1.0
+    collision_penalty: Finite = -0.1
+    target_reward: Finite = 10.0
+    goal_reward: Finite = 10.0
+    step_penalty: Finite = -0.01
     targets: Literal["shared", "assigned", "hidden"] = "shared"
-    view_radius: int | None = None
+    view_radius: Count | None = None
     shared_reward: bool = False
     sparse_reward: bool = False
     walls: tuple[str, ...] | Literal["four_rooms"] | None = None
     action_masks: bool = False
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse worlds that cannot be played."""
-        require(min(self.grid_size) >= 1, "grid_size", self.grid_size, "at least 1 by 1")
-        for key in ("n_agents", "max_steps"):
-            require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
-        for key in ("n_targets", "n_goals"):
-            require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
+        super().check()
         require(self.n_targets + self.n_goals > 0, "n_targets", 0, "at least 1 without goals")
-        for key in _REWARDS:
-            require(isfinite(getattr(self, key)), key, getattr(self, key), "a finite number")
-        if self.view_radius is not None:
-            require(self.view_radius >= 1, "view_radius", self.view_radius, "at least 1 or None")
         if self.targets != "shared":
             rule = f"n_agents ({self.n_agents}) when targets are {self.targets}"
             require(self.n_targets == self.n_agents, "n_targets", self.n_targets, rule)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium import spaces
 
-from marl_lib.config import choice, require
+from marl_lib.config import Config, Positive
 from marl_lib.envs.base import BatchedParallelEnv, PettingZooFace
 
 END = -1
@@ -65,7 +65,7 @@ def joint_values(game: Game, gamma: float = 1.0) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class MatrixGameConfig:
+class MatrixGameConfig(Config):
     """Options of the matrix games.
 
     Parameters
@@ -75,13 +75,8 @@ class MatrixGameConfig:
         Payoffs are multiplied by this.
     """
 
-    game: str = "two-step"
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        choice("game", self.game, list(GAMES))
-        require(self.scale > 0, "scale", self.scale, "positive")
+    game: Literal["climbing", "penalty", "two-step"] = "two-step"
+    scale: Positive = 1.0
 
 
 class BatchedMatrixGame(BatchedParallelEnv):

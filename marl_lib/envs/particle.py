@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium import spaces
 
-from marl_lib.config import choice, require
+from marl_lib.config import Config, Count, Natural, Unit
 from marl_lib.envs.base import BatchedParallelEnv, PettingZooFace
 from marl_lib.envs.draw import PALETTE, Canvas
 
@@ -252,19 +252,11 @@ def _rows(x: np.ndarray) -> np.ndarray:
     return x.reshape(len(x), -1, x.shape[-1]).transpose(2, 0, 1)
 
 
-def _check(config: Any, **least: int) -> None:
-    """Refuse counts that are too small."""
-    for name, value in {"max_steps": 1, **least}.items():
-        require(getattr(config, name) >= value, name, getattr(config, name), f"at least {value}")
-    ratio = getattr(config, "local_ratio", 0.0)
-    require(0 <= ratio <= 1, "local_ratio", ratio, "in [0, 1]")
-
-
 # Cooperative navigation ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class CooperativeNavigationConfig:
+class CooperativeNavigationConfig(Config):
     """Options of cooperative navigation.
 
     Parameters
@@ -277,14 +269,10 @@ class CooperativeNavigationConfig:
     max_steps : int
     """
 
-    n_agents: int = 3
-    local_ratio: float = 0.0
+    n_agents: Count = 3
+    local_ratio: Unit = 0.0
     continuous: bool = False
-    max_steps: int = 25
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        _check(self, n_agents=1)
+    max_steps: Count = 25
 
 
 class BatchedCooperativeNavigation(BatchedParticles):
@@ -368,11 +356,8 @@ def _assignment(cost: np.ndarray) -> np.ndarray:
 # Predators and prey -------------------------------------------------------------------------------
 
 
-PREY = ("agent", "flees")
-
-
 @dataclass(frozen=True)
-class PredatorPreyConfig:
+class PredatorPreyConfig(Config):
     """Options of predators and prey.
 
     Parameters
@@ -385,17 +370,12 @@ class PredatorPreyConfig:
     max_steps : int
     """
 
-    n_predators: int = 3
-    n_prey: int = 1
-    n_obstacles: int = 2
-    prey: str = "agent"
+    n_predators: Count = 3
+    n_prey: Count = 1
+    n_obstacles: Natural = 2
+    prey: Literal["agent", "flees"] = "agent"
     continuous: bool = False
-    max_steps: int = 25
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        _check(self, n_predators=1, n_prey=1, n_obstacles=0)
-        choice("prey", self.prey, PREY)
+    max_steps: Count = 25
 
 
 class BatchedPredatorPrey(BatchedParticles):
@@ -499,7 +479,7 @@ class BatchedPredatorPrey(BatchedParticles):
 
 
 @dataclass(frozen=True)
-class SpeakerListenerConfig:
+class SpeakerListenerConfig(Config):
     """Options of speaker and listener.
 
     Parameters
@@ -509,11 +489,7 @@ class SpeakerListenerConfig:
     """
 
     continuous: bool = False
-    max_steps: int = 25
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        _check(self)
+    max_steps: Count = 25
 
 
 class BatchedSpeakerListener(BatchedParticles):
@@ -586,7 +562,7 @@ class BatchedSpeakerListener(BatchedParticles):
 
 
 @dataclass(frozen=True)
-class ReferenceConfig:
+class ReferenceConfig(Config):
     """Options of the reference world.
 
     Parameters
@@ -597,13 +573,9 @@ class ReferenceConfig:
     max_steps : int
     """
 
-    local_ratio: float = 0.5
+    local_ratio: Unit = 0.5
     continuous: bool = False
-    max_steps: int = 25
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        _check(self)
+    max_steps: Count = 25
 
 
 class BatchedReference(BatchedParticles):

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from gymnasium import spaces
 
-from marl_lib.config import choice, require
+from marl_lib.config import Config, Count, Natural, at_least, require
 from marl_lib.envs.base import BatchedParallelEnv, PettingZooFace
 from marl_lib.envs.draw import PALETTE, Canvas
 
 PAPER, SEEN, LINE = (250, 249, 245), (214, 230, 240), (222, 220, 212)
 MOVES = np.array([[-1, 0], [1, 0], [0, -1], [0, 1], [0, 0]])  # up, down, left, right, stay
-REWARDS = ("mixed", "cooperative")
 COST = 0.05  # of a step away from the prey
 
 
 @dataclass(frozen=True)
-class GridPredatorPreyConfig:
+class GridPredatorPreyConfig(Config):
     """Options of predators and prey on a grid.
 
     Parameters
@@ -37,23 +36,18 @@ class GridPredatorPreyConfig:
         when all have. Cooperative: each predator on the prey earns 0.05 for each that is there.
     """
 
-    size: int = 5
-    n_agents: int | None = None
-    max_steps: int | None = None
-    vision: int = 1
-    rewards: str = "mixed"
+    size: Annotated[int, at_least(2)] = 5
+    n_agents: Count | None = None
+    max_steps: Count | None = None
+    vision: Natural = 1
+    rewards: Literal["mixed", "cooperative"] = "mixed"
 
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        require(self.size >= 2, "size", self.size, "at least 2")
-        for name in ("n_agents", "max_steps"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "at least 1 or null")
+    def check(self) -> None:
+        """Refuse more predators than have room."""
+        super().check()
         most = self.size**2 - 1
         fits = self.n_agents is None or self.n_agents <= most
         require(fits, "n_agents", self.n_agents, f"at most {most}, one cell each beside the prey")
-        require(self.vision >= 0, "vision", self.vision, "at least 0")
-        choice("rewards", self.rewards, REWARDS)
 
 
 class BatchedGridPredatorPrey(BatchedParallelEnv):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from gymnasium import spaces
 
-from marl_lib.config import require
+from marl_lib.config import Config, Count, Finite, at_least, require
 from marl_lib.envs.base import BatchedParallelEnv, PettingZooFace
 from marl_lib.envs.draw import PALETTE, Canvas
 
@@ -20,7 +20,7 @@ TURN = np.array([0, -1, 1, 0])
 
 
 @dataclass(frozen=True)
-class RobotsConfig:
+class RobotsConfig(Config):
     """Options of the robots.
 
     Parameters
@@ -39,20 +39,18 @@ class RobotsConfig:
         For arriving, once; for driving against something; for each step before arrival.
     """
 
-    size: int = 7
-    n_agents: int = 2
+    size: Annotated[int, at_least(3)] = 7
+    n_agents: Count = 2
     n_obstacles: int = 5
-    view: int = 2
-    max_steps: int = 50
-    target_reward: float = 10.0
-    bump_penalty: float = -0.2
-    step_penalty: float = -0.05
+    view: Count = 2
+    max_steps: Count = 50
+    target_reward: Finite = 10.0
+    bump_penalty: Finite = -0.2
+    step_penalty: Finite = -0.05
 
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        require(self.size >= 3, "size", self.size, "at least 3")
-        for name in ("n_agents", "view", "max_steps"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+    def check(self) -> None:
+        """Refuse more obstacles or robots than have room."""
+        super().check()
         places = (self.size // 2) ** 2
         rule = f"from 0 to {places}, the cells with odd row and column"
         require(0 <= self.n_obstacles <= places, "n_obstacles", self.n_obstacles, rule)

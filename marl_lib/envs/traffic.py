@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium import spaces
 
-from marl_lib.config import choice, require
+from marl_lib.config import Config, Natural, Share
 from marl_lib.envs.base import BatchedParallelEnv, PettingZooFace
 from marl_lib.envs.draw import PALETTE, Canvas
 
@@ -56,7 +56,7 @@ LEVELS = {
 
 
 @dataclass(frozen=True)
-class TrafficJunctionConfig:
+class TrafficJunctionConfig(Config):
     """Options of the traffic junction.
 
     Parameters
@@ -70,16 +70,9 @@ class TrafficJunctionConfig:
         Chance of an arrival at each entry and step; None takes that of the level.
     """
 
-    level: str = "easy"
-    vision: int = 1
-    rate: float | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        choice("level", self.level, list(LEVELS))
-        require(self.vision >= 0, "vision", self.vision, "at least 0")
-        good = self.rate is None or 0 < self.rate <= 1
-        require(good, "rate", self.rate, "in (0, 1] or null")
+    level: Literal["easy", "medium", "hard"] = "easy"
+    vision: Natural = 1
+    rate: Share | None = None
 
 
 def routes(level: Level) -> list[list[list[tuple[int, int]]]]:

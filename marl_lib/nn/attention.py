@@ -88,6 +88,13 @@ def attend(
     return out, weights if need_weights else None
 
 
+def unfused(module: nn.Module) -> None:
+    """Keep a module off torch's fused kernels, for which ``torch.func.vmap`` has no rule."""
+    for part in module.modules():
+        if hasattr(part, "fused"):
+            part.fused = False
+
+
 class MultiHeadAttention(nn.Module):
     """H attentions side by side, each in its own projection (Vaswani et al. 2017, section 3.2.2).
 

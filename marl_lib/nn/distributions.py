@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+
+from marl_lib.config import require
 
 
 class Categorical:
@@ -77,6 +80,45 @@ Distribution = Categorical | DiagonalGaussian
 def standard_normal(noise: Tensor) -> Tensor:
     """Return standard normal numbers from uniform ones in [0, 1], of any shape."""
     return torch.special.ndtri(noise.clamp(1e-7, 1 - 1e-7))  # the quantile of 0 is infinite
+
+
+class Bounds:
+    """Finite limits of continuous actions, and the way to [-1, 1] and back.
+
+    Parameters
+    ----------
+    low, high : (A,) arrays
+
+    Raises
+    ------
+    ConfigError
+        If they are not finite or not in order.
+    """
+
+    def __init__(self, low: np.ndarray, high: np.ndarray):
+        ok = np.isfinite([low, high]).all() and (np.asarray(low) < np.asarray(high)).all()
+        require(bool(ok), "bounds", (low, high), "finite and in order")
+        self.low, self.high = (torch.as_tensor(x, dtype=torch.float32) for x in (low, high))
+
+    def to(self, device: torch.device) -> Bounds:
+        """Move the limits to a device; return them."""
+        self.low, self.high = self.low.to(device), self.high.to(device)
+        return self
+
+    @property
+    def half(self) -> Tensor:
+        """Half the widths, (A,)."""
+        return (self.high - self.low) / 2
+
+    def stretch(self, action: Tensor) -> Tensor:
+        """Return actions (..., A) of [-1, 1] in the world's units; beyond, they are clipped."""
+        share = (action.clamp(-1, 1) + 1) / 2
+        # Rounding may put an action a digit beyond its bound.
+        return (self.low + share * (self.high - self.low)).clamp(self.low, self.high)
+
+    def shrink(self, action: Tensor) -> Tensor:
+        """Undo :meth:`stretch`."""
+        return (action - self.low) * (2 / (self.high - self.low)) - 1
 
 
 class SquashedGaussian:

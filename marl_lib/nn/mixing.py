@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import elu
+
+from marl_lib.nn.layers import mlp
 
 
 class SumMixer(nn.Module):
@@ -59,3 +62,27 @@ class MonotonicMixer(nn.Module):
         hidden = elu((q.unsqueeze(-1) * weight).sum(-2) + first_bias)  # (..., width)
         out = (hidden * self.second_weight(for_second.relu()).abs()).sum(-1)
         return out + self.second_bias(for_bias.relu()).squeeze(-1)
+
+
+class ForwardMixer(nn.Module):
+    """Any function of the agents' values and the state: what a team's value may be at all.
+
+    Used by Weighted QMIX (Rashid et al. 2020, section 4) for the value that its targets rest on; as
+    it is not monotonic, no agent could act on its own part of it.
+
+    Parameters
+    ----------
+    n_agents, state_dim : int
+        N, S.
+    width : int
+        Of two hidden layers with ReLU.
+    """
+
+    def __init__(self, n_agents: int, state_dim: int, width: int = 64):
+        super().__init__()
+        self.body = mlp(n_agents + state_dim, (width, width), 1)
+
+    def forward(self, q: Tensor, state: Tensor) -> Tensor:
+        """Return Q_tot of the agents' values q (..., N) in the state (..., S), (...)."""
+        total: Tensor = self.body(torch.cat([q, state], dim=-1)).squeeze(-1)
+        return total

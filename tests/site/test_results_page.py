@@ -81,3 +81,25 @@ def test_results_are_listed_with_interval_and_origin(execute, tmp_path):
     for file in ("dqn-0", "dqn-3", "planner-0"):
         assert f'href="results/a-test/{file}.json"' in shown
     assert "dqn goes from 0 to 3 over 4 seeds; planner stays at 9.25" in shown
+
+
+def test_of_a_tuned_experiment_both_stages_are_shown(execute, tmp_path):
+    folder = tmp_path / "results" / "a-test"
+    (folder / "tuning").mkdir(parents=True)
+    took = {"wall_clock_seconds": 12.0, "replicates_in_process": 4, "environment_steps": 100}
+    for label, top in (("good", 9.0), ("poor", 1.0)):
+        for seed in range(4):
+            curve = {"steps": [0, 100], "episode_return": [0.0, top]}
+            run = record(label, seed, [top + seed / 8], curve=curve, parameters=1234, **took)
+            (folder / f"{label}-{seed}.json").write_text(json.dumps(run))
+        for setting, rate in enumerate((0.001, 0.002, 0.004), start=1):
+            stage = {"setting": setting, "values": {"learning_rate": rate}, "evaluation_seed": 77}
+            run = record(label, 50, [top - abs(setting - 2)], **stage)
+            (folder / "tuning" / f"{label}-{setting}-50.json").write_text(json.dumps(run))
+    printed, (shown,) = execute()
+    assert "runs: 8" in printed  # those of the result
+    row = '<th scope="row">good</th><td>4</td><td>3</td><td>learning rate 0.002</td><td>no</td>'
+    assert row + "<td>1,234</td><td>100</td><td>3</td>" in shown
+    assert "<td>best</td>" in shown
+    assert shown.count("<td>yes</td>") == 2
+    assert "With seeds 50 on worlds of seed 77." in shown

@@ -1,0 +1,5 @@
+"""How learners try what they do not yet think best."""
+
+from marl_lib.exploration.schedules import decay, epsilon_greedy, remaining
+
+__all__ = ["decay", "epsilon_greedy", "remaining"]

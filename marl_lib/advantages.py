@@ -44,6 +44,11 @@ def generalised_advantage(
     return advantage
 
 
+def explained_variance(returns: Tensor, value: Tensor) -> Tensor:
+    """Return the share of the returns' variance that values explain, (..., n) each -> (...)."""
+    return 1 - (returns - value).var(-1) / returns.var(-1).clamp(min=1e-8)
+
+
 class RewardScale:
     """Divides rewards by the running standard deviation of the discounted return.
 

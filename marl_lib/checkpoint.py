@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 
 class CheckpointError(RuntimeError):
@@ -65,17 +63,3 @@ def checkpoint(path: Path) -> Iterator[dict[str, Any]]:
         raise CheckpointError(
             f"the checkpoint {path} belongs to another configuration or version"
         ) from error
-
-
-def to_tensors(state: Any) -> Any:
-    """Return nested dicts of NumPy arrays as tensors, which load without running code."""
-    if isinstance(state, dict):
-        return {k: to_tensors(v) for k, v in state.items()}
-    return torch.from_numpy(state) if isinstance(state, np.ndarray) else state
-
-
-def to_arrays(state: Any) -> Any:
-    """Undo :func:`to_tensors`."""
-    if isinstance(state, dict):
-        return {k: to_arrays(v) for k, v in state.items()}
-    return state.numpy() if isinstance(state, Tensor) else state

@@ -1,15 +1,19 @@
-"""What a policy rests on: four ways to ask how much each feature of an observation matters.
+"""What decisions rest on: four ways to ask how much each feature of an observation matters.
 
 They ask different things. Attention says where a network looks, not what it does with what it finds
-there; gradients say what a small change would do; shuffling says what the policy is without the
+there; gradients say what a small change would do; shuffling says what the decision is without the
 feature. Where they disagree, none of them is the explanation (S. Jain and B. C. Wallace, "Attention
 is not explanation", 2019; S. Wiegreffe and Y. Pinter, "Attention is not not explanation", 2019), so
 :func:`agreement` says how far they rank the features alike.
+
+What is asked is an :class:`Agent`: a network, whatever its encoder, and what its outputs stand for,
+a policy or action values. :func:`agent_of` makes one of any learner.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,22 +22,118 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from marl_lib.config import require
-from marl_lib.nn.distributions import Categorical, DiagonalGaussian, Distribution
+from marl_lib.nn.distributions import Categorical, DiagonalGaussian, SquashedGaussian
+from marl_lib.nn.encoders import Attention
+from marl_lib.nn.team import Team
 
 Importance = dict[str, list[float]]
 
 
-def feature_importance(
-    network: Any, obs: Tensor, *, shuffles: int = 4, points: int = 32, seed: int = 0
-) -> Importance:
-    """Return how much a policy rests on each of D features, by every measure that applies.
+class ActionValues:
+    """What each of A actions is worth, (..., A), to an agent that takes the best."""
+
+    def __init__(self, output: Tensor):
+        self.q = output
+
+    def mode(self) -> Tensor:
+        """Return the best actions (...)."""
+        return self.q.argmax(-1)
+
+    def of(self, action: Tensor) -> Tensor:
+        """Return the values of actions (...)."""
+        return self.q.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+
+
+Answer = Categorical | DiagonalGaussian | SquashedGaussian | ActionValues
+
+
+@dataclass(frozen=True)
+class Agent:
+    """One agent of a team, to be asked about observations (n, D), with an empty memory.
 
     Parameters
     ----------
-    network : PPONetwork
-        An actor, in evaluation mode.
+    network : Team
+        In evaluation mode. Of a team, every other agent is shown the same observation.
+    says : callable
+        What an output of the network stands for: ``Categorical``, :class:`ActionValues`, ...
+    number : int
+        Which agent it is.
+    """
+
+    network: Team
+    says: Callable[[Tensor], Answer]
+    number: int = 0
+
+    def __post_init__(self) -> None:
+        n = self.network.n_agents
+        require(0 <= self.number < n, "agent", self.number, f"in [0, {n})")
+
+    def __call__(self, obs: Tensor) -> Answer:
+        """Return its policy or its action values in n states."""
+        return self.says(self.network(self._shown(obs))[0][:, self.number])
+
+    @property
+    def reader(self) -> Attention | None:
+        """What attends in its encoder, if anything does."""
+        encoder: Any = self.network.network.encoder
+        reader: Attention | None = encoder.reader
+        return reader
+
+    @torch.no_grad()
+    def attention(self, obs: Tensor) -> dict[str, Tensor]:
+        """Return the weights of every attention by name, (n, H, queries, keys) each.
+
+        Empty if nothing attends. Agents with a network each do not record theirs.
+        """
+        if self.reader is None:
+            return {}
+        weights = self.network.attention(self._shown(obs))
+        return {name: w[:, self.number] for name, w in weights.items()}
+
+    def _shown(self, obs: Tensor) -> Tensor:
+        require(obs.dim() == 2, "obs", tuple(obs.shape), "of shape (n, D)")
+        return obs.unsqueeze(1).expand(-1, self.network.n_agents, -1)  # (n, N, D)
+
+
+def agent_of(learner: Any, index: int = 0, number: int = 0) -> Agent:
+    """Return an agent of one replicate of a learner; illegal actions are not masked.
+
+    Parameters
+    ----------
+    learner : Learner
+        What its networks put out is read by its method ``pi``, if it has one; otherwise outputs of
+        an actor are logits, or actions before tanh, and others are action values.
+    index : int
+        Of the replicate.
+    number : int
+        Of the agent in the team.
+    """
+    if hasattr(learner, "pi"):
+        says = learner.pi
+    elif learner.acting != "actor":
+        says = ActionValues
+    else:
+        says = Categorical if learner.spec.bounds is None else _sure
+    return Agent(learner.network(index), says, number)
+
+
+def _sure(output: Tensor) -> DiagonalGaussian:
+    """Return a policy without chance as a normal one, to have a divergence: half a squared gap."""
+    action = output.tanh()
+    return DiagonalGaussian(torch.cat([action, torch.zeros_like(action)], dim=-1))
+
+
+def feature_importance(
+    agent: Agent, obs: Tensor, *, shuffles: int = 4, points: int = 32, seed: int = 0
+) -> Importance:
+    """Return how much decisions rest on each of D features, by every measure that applies.
+
+    Parameters
+    ----------
+    agent : Agent
     obs : (n, D)
-        States the policy meets, as the network sees them (normalised). At least 2.
+        States it meets, as its network sees them (``learner.seen_by``). At least 2.
     shuffles, points, seed
         See :func:`permutation` and :func:`integrated_gradients`.
 
@@ -41,29 +141,28 @@ def feature_importance(
     -------
     dict of measure -> D numbers, at least 0
         ``attention`` and ``attention_rollout`` where every feature is a token (shares that sum to
-        one); ``gradient_input``; ``integrated_gradients`` unless the world arranges tokens, some of
-        which may be absent; ``permutation`` (nats). Only shares of the same measure can be
-        compared; see :func:`shares`.
+        one); ``gradient_input``; ``integrated_gradients`` unless the network reads tokens, some of
+        which may be absent; ``permutation``. Only shares of the same measure can be compared; see
+        :func:`shares`.
     """
     require(obs.dim() == 2 and len(obs) > 1, "obs", tuple(obs.shape), "of shape (n, D), n > 1")
-    encoder = network.encoder
-    found = {}
-    if encoder is not None and encoder.tokens is None:
-        weights = _attention(network, obs)
+    reader, found = agent.reader, {}
+    if reader is not None and reader.tokens is None and agent.network.copies == 1:
+        weights = agent.attention(obs)
         if weights:
             found["attention"] = _mean_weight(list(weights.values())[-1])
-            found["attention_rollout"] = attention_rollout(weights, encoder.pooling).mean(0)
-    found["gradient_input"] = gradient_input(network, obs).abs().mean(0)
-    if encoder is None or encoder.tokens is None:
-        found["integrated_gradients"] = integrated_gradients(network, obs, points).abs().mean(0)
-    found["permutation"] = permutation(network, obs, shuffles, seed)
+            found["attention_rollout"] = attention_rollout(weights, reader.pooling).mean(0)
+    found["gradient_input"] = gradient_input(agent, obs).abs().mean(0)
+    if reader is None or reader.tokens is None:
+        found["integrated_gradients"] = integrated_gradients(agent, obs, points).abs().mean(0)
+    found["permutation"] = permutation(agent, obs, shuffles, seed)
     return {name: [float(v) for v in values] for name, values in found.items()}
 
 
 def shares(values: ArrayLike) -> np.ndarray:
     """Return importances divided by their sum over the last axis, ready to be compared.
 
-    Where all are zero, the policy rests on nothing and each feature gets the same share.
+    Where all are zero, the decision rests on nothing and each feature gets the same share.
     """
     x = np.asarray(values, float)
     total = x.sum(-1, keepdims=True)
@@ -87,12 +186,6 @@ def agreement(importance: Mapping[str, Sequence[float]]) -> np.ndarray:
 # Attention ----------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def _attention(network: Any, obs: Tensor) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = network.attention(obs)
-    return weights
-
-
 def _mean_weight(weights: Tensor) -> Tensor:
     """Return the mean weight each token gets, (n, H, queries, L) -> (L,)."""
     return weights.mean((0, 1, 2))
@@ -110,7 +203,7 @@ def attention_rollout(weights: Mapping[str, Tensor], pooling: str) -> Tensor:
     Parameters
     ----------
     weights : dict of (n, H, L, L), and ``pooling`` (n, H, queries, L) where it has weights
-        As :meth:`marl_lib.algorithms.ppo.PPONetwork.attention` gives them, layers in order.
+        As :meth:`Agent.attention` gives them, layers in order.
     pooling : str
         How the network pools; from a token of its own ("first", "last") the residual counts too.
 
@@ -164,54 +257,49 @@ def attention_on(
 # Gradients ----------------------------------------------------------------------------------------
 
 
-def _distribution(network: Any, obs: Tensor) -> Distribution:
-    kind = Categorical if network.log_std is None else DiagonalGaussian
-    return kind(network(obs))
-
-
-def _chosen(network: Any, obs: Tensor) -> Tensor | None:
-    """Return the likeliest action of each state (n,), or None where actions are continuous."""
-    with torch.no_grad():
-        return None if network.log_std is not None else _distribution(network, obs).mode()
-
-
-def _score(network: Any, obs: Tensor, action: Tensor | None) -> Tensor:
-    """Return what is explained, (n,): log π(a) of the chosen action.
+def _score(answer: Answer, action: Tensor) -> Tensor:
+    """Return what is explained, (n,): log π(a) or Q(a) of the chosen action.
 
     At the mean of a continuous action its density is flat, whatever the mean rests on; there it is
     the sum of the means.
     """
-    policy = _distribution(network, obs)
-    return policy.mode().sum(-1) if action is None else policy.log_prob(action)
+    if isinstance(answer, Categorical):
+        return answer.log_prob(action)
+    return answer.of(action) if isinstance(answer, ActionValues) else answer.mode().sum(-1)
 
 
-def _gradient(network: Any, obs: Tensor, action: Tensor | None) -> Tensor:
+def _gradient(agent: Agent, obs: Tensor, action: Tensor) -> Tensor:
     x = obs.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(_score(network, x, action).sum(), x)
+    (gradient,) = torch.autograd.grad(_score(agent(x), action).sum(), x)
     return gradient
 
 
-def gradient_input(network: Any, obs: Tensor) -> Tensor:
-    """Return x ⊙ ∂ log π(a*|x) / ∂x at the likeliest action a*, (n, D).
+@torch.no_grad()
+def _chosen(agent: Agent, obs: Tensor) -> Tensor:
+    return agent(obs).mode()
 
-    To first order, how much of the log-probability is owed to each feature's not being zero, which
-    is its mean where observations are normalised (A. Shrikumar et al., "Not just a black box",
-    2016).
+
+def gradient_input(agent: Agent, obs: Tensor) -> Tensor:
+    """Return x ⊙ ∂ log π(a*|x) / ∂x at the likeliest action a*, or x ⊙ ∂ Q(x, a*) / ∂x, (n, D).
+
+    To first order, how much of the score is owed to each feature's not being zero, which is its
+    mean where observations are normalised (A. Shrikumar et al., "Not just a black box", 2016).
     """
-    return obs * _gradient(network, obs, _chosen(network, obs))
+    return obs * _gradient(agent, obs, _chosen(agent, obs))
 
 
-def integrated_gradients(network: Any, obs: Tensor, points: int = 32) -> Tensor:
+def integrated_gradients(agent: Agent, obs: Tensor, points: int = 32) -> Tensor:
     """Return gradient × input with the gradient averaged along the line from zero to x, (n, D).
 
-    The parts of a state sum to log π(a*|x) - log π(a*|0), up to the error of the mean over
-    ``points`` midpoints (M. Sundararajan et al., "Axiomatic attribution for deep networks", 2017,
-    equation 1); gradient × input misses what has saturated.
+    The parts of a state sum to the score of the chosen action in x less that in zero, such as
+    log π(a*|x) - log π(a*|0), up to the error of the mean over ``points`` midpoints
+    (M. Sundararajan et al., "Axiomatic attribution for deep networks", 2017, equation 1);
+    gradient × input misses what has saturated.
     """
     require(points >= 1, "points", points, "at least 1")
-    action, total = _chosen(network, obs), torch.zeros_like(obs)
+    action, total = _chosen(agent, obs), torch.zeros_like(obs)
     for i in range(points):
-        total += _gradient(network, obs * ((i + 0.5) / points), action)
+        total += _gradient(agent, obs * ((i + 0.5) / points), action)
     return obs * total / points
 
 
@@ -219,12 +307,13 @@ def integrated_gradients(network: Any, obs: Tensor, points: int = 32) -> Tensor:
 
 
 @torch.no_grad()
-def permutation(network: Any, obs: Tensor, shuffles: int = 4, seed: int = 0) -> Tensor:
-    """Return the divergence of the policy from itself with one feature shuffled, in nats, (D,).
+def permutation(agent: Agent, obs: Tensor, shuffles: int = 4, seed: int = 0) -> Tensor:
+    """Return how far decisions move with one feature shuffled, (D,), see :func:`divergence`.
 
-    The mean over states x of KL(π(x) ‖ π(x̃)), where x̃ has the feature of another of the states
-    (the idea of L. Breiman, "Random forests", 2001, section 10, with the divergence in place of the
-    loss of accuracy). Where features depend on each other, some x̃ cannot occur in the world.
+    The mean over states x of KL(π(x) ‖ π(x̃)), in nats, or of the value that is lost by doing in x
+    what is best in x̃, where x̃ has the feature of another of the states (the idea of L. Breiman,
+    "Random forests", 2001, section 10, with these in place of the loss of accuracy). Where features
+    depend on each other, some x̃ cannot occur in the world.
 
     Parameters
     ----------
@@ -234,23 +323,27 @@ def permutation(network: Any, obs: Tensor, shuffles: int = 4, seed: int = 0) -> 
         Of the shuffles; the same for every feature.
     """
     require(shuffles >= 1, "shuffles", shuffles, "at least 1")
-    policy, found = _distribution(network, obs), torch.zeros(obs.shape[1], device=obs.device)
+    answer, found = agent(obs), torch.zeros(obs.shape[1], device=obs.device)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(shuffles):
         order = torch.randperm(len(obs), generator=generator).to(obs.device)
         for feature in range(obs.shape[1]):
             changed = obs.clone()
             changed[:, feature] = obs[order, feature]
-            found[feature] += divergence(policy, _distribution(network, changed)).mean()
+            found[feature] += divergence(answer, agent(changed)).mean()
     return found / shuffles
 
 
-def divergence(p: Distribution, q: Distribution) -> Tensor:
-    """Return KL(p ‖ q) in nats, one for each state, (n,)."""
+def divergence(p: Answer, q: Answer) -> Tensor:
+    """Return KL(p ‖ q) in nats, or what p's values lose by q's choice, one for each state, (n,)."""
     if isinstance(p, Categorical) and isinstance(q, Categorical):
         return (p.probs * (p.log_p - q.log_p)).sum(-1)
-    if isinstance(p, DiagonalGaussian) and isinstance(q, DiagonalGaussian):
-        variance, distance = (2 * (p.log_std - q.log_std)).exp(), p.mean - q.mean
-        scaled = distance.square() * (-2 * q.log_std).exp()
-        return 0.5 * (variance + scaled - 1 - 2 * (p.log_std - q.log_std)).sum(-1)
+    if isinstance(p, ActionValues) and isinstance(q, ActionValues):
+        return p.q.amax(-1) - p.of(q.mode())
+    # Squashing both alike leaves their divergence what it was.
+    for kind in (DiagonalGaussian, SquashedGaussian):
+        if isinstance(p, kind) and isinstance(q, kind):
+            variance, distance = (2 * (p.log_std - q.log_std)).exp(), p.mean - q.mean
+            scaled = distance.square() * (-2 * q.log_std).exp()
+            return 0.5 * (variance + scaled - 1 - 2 * (p.log_std - q.log_std)).sum(-1)
     raise ValueError(f"no divergence between {type(p).__name__} and {type(q).__name__}")

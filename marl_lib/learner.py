@@ -25,6 +25,7 @@ from marl_lib.replicates import Adam, Replicates, lift
 from marl_lib.rollout import Policy
 from marl_lib.seeding import RandomStreams
 from marl_lib.spec import Spec
+from marl_lib.state import has_state, kept, restored
 
 Data = dict[str, Tensor]
 
@@ -92,7 +93,7 @@ class Learner:
     with_targets: ClassVar[bool] = False
     adam_eps: ClassVar[float] = 1e-8
     purpose: ClassVar[str] = "act"  # names the random numbers that actions are chosen with
-    noise_type: ClassVar[type] = np.float32
+    noise_type: ClassVar[Any] = np.float32
     counts: ClassVar[tuple[str, ...]] = ("steps", "updates")
 
     def __init__(
@@ -148,8 +149,8 @@ class Learner:
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """Shape of the random numbers that one team's actions are chosen with."""
-        raise NotImplementedError
+        """Shape of the random numbers that a team's actions are drawn with."""
+        return self.spec.n_agents, 1 if self.spec.bounds is None else self.spec.n_actions
 
     def learning_rates(self) -> dict[str, float]:
         """Return the learning rate of each network."""
@@ -160,9 +161,9 @@ class Learner:
         return obs
 
     def to_env(self, action: Tensor) -> np.ndarray:
-        """Return actions (R, any, N[, A]) as a world takes them, (R × any, N[, A])."""
+        """Return actions (R, any, N[, A]) as a world takes them, (R × any, ...), in its bounds."""
         out: np.ndarray = action.flatten(0, 1).numpy(force=True)
-        return out
+        return out if self.spec.bounds is None else np.clip(out, *self.spec.bounds)
 
     def check_world(self) -> None:
         """Refuse a world that the algorithm cannot learn in, with a ConfigError."""
@@ -186,7 +187,7 @@ class Learner:
             Other arguments of :class:`marl_lib.nn.team.Team` than the usual ones.
         """
         c, s = self.config, self.spec
-        usual = {
+        usual: dict[str, Any] = {
             "size_in": s.obs_dim,
             "n_agents": s.n_agents,
             "shared": c.share_parameters,
@@ -206,7 +207,7 @@ class Learner:
     def noise(self, streams: RandomStreams) -> Tensor:
         """Return the next random numbers of every row, (R, any, *noise_shape)."""
         shape = self.noise_shape
-        drawn = streams.uniform(int(np.prod(shape))).astype(self.noise_type)
+        drawn: np.ndarray = streams.uniform(int(np.prod(shape))).astype(self.noise_type)
         return self.tensor(drawn).unflatten(-1, shape)
 
     @torch.no_grad()
@@ -347,8 +348,7 @@ class Learner:
         value.sum().backward()
         norms = [net.clip_gradient(self.config.max_grad_norm) for net in nets]
         norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm(dim=0)
-        mean = value / nets[0].copies  # over the agents' networks, where each has its own
-        found = {"loss": mean, "grad_norm": norm, **figures}
+        found = {"loss": value, "grad_norm": norm, **figures}
         return {name: figure.detach() for name, figure in found.items()}
 
     def anneal(self, done: int) -> float:
@@ -359,6 +359,11 @@ class Learner:
         return left
 
     # Keeping and looking --------------------------------------------------------------------------
+
+    @property
+    def team_reward(self) -> bool:
+        """Whether the agents learn from the sum of all rewards, or each from its own."""
+        return bool(getattr(self.config, "team_reward", False))
 
     @property
     def parameters(self) -> int:
@@ -398,43 +403,8 @@ class Learner:
         if parts.keys() != state.keys():
             raise ValueError(f"expected the parts {sorted(parts)}, got {sorted(state)}")
         for name, part in parts.items():
-            setattr(self, name, self._restored(part, state[name]))
+            setattr(self, name, restored(part, state[name], self.device))
 
     def _parts(self) -> dict[str, Any]:
-        return {
-            name: part
-            for name, part in vars(self).items()
-            if name in self.counts or has_state(part)
-        }
-
-    def _restored(self, part: Any, state: Any) -> Any:
-        """Return a part in a state that :func:`kept` gave; objects and tensors change in place."""
-        if isinstance(part, dict):  # of what is not there yet, a new part is made
-            return {name: self._restored(part.get(name), value) for name, value in state.items()}
-        if hasattr(part, "load_state_dict"):
-            part.load_state_dict(state)
-        elif isinstance(part, Tensor):
-            if part.shape != state.shape:
-                raise ValueError(f"expected the shape {part.shape}, got {state.shape}")
-            part.copy_(state)
-        else:
-            return state.to(self.device) if isinstance(state, Tensor) else state
-        return part
-
-
-def has_state(part: Any) -> bool:
-    """Whether a part of a learner changes as it learns: tensors, and what can be saved."""
-    if isinstance(part, dict):
-        return all(map(has_state, part.values()))
-    return isinstance(part, Tensor) or hasattr(part, "load_state_dict")
-
-
-def kept(part: Any) -> Any:
-    """Return the state of a part as tensors, numbers and dicts of them."""
-    if isinstance(part, dict):
-        return {name: kept(value) for name, value in part.items()}
-    if isinstance(part, Tensor):
-        return part.detach().clone()
-    if isinstance(part, np.ndarray):
-        return torch.from_numpy(part)
-    return kept(part.state_dict()) if hasattr(part, "state_dict") else part
+        parts = vars(self).items()
+        return {name: part for name, part in parts if name in self.counts or has_state(part)}

@@ -70,7 +70,7 @@ class OffPolicy(Learner):
 
     config: Any
     with_targets = True
-    pays_team = False  # whether the team is paid one number, the sum over its agents
+    stores_sum = False  # what the team is paid is kept as one number, the sum over its agents
     learning_noise = 0  # random numbers that the losses take, for each agent and step
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -107,7 +107,7 @@ class OffPolicy(Learner):
         }
         if s.action_masks:
             fields["mask"] = fields["next_mask"] = ((s.n_agents, s.n_actions), torch.bool)
-        paid = 1 if self.pays_team else s.n_agents
+        paid = 1 if self.stores_sum else s.n_agents
         size, rows = self.config.buffer_size, self.num_envs
         return Replay(size, rows, self.seeds, fields, (paid,), self.device)
 
@@ -124,7 +124,7 @@ class OffPolicy(Learner):
         step = {
             "obs": stored["obs"].flatten(0, 1),
             "action": stored["action"].flatten(0, 1),
-            "reward": reward.sum(1, keepdims=True) if self.pays_team else reward,
+            "reward": reward.sum(1, keepdims=True) if self.stores_sum else reward,
             "next_obs": info["final_obs"],
             "terminated": terminated,
             "truncated": truncated,
@@ -164,14 +164,15 @@ class OffPolicy(Learner):
 
     def learn_once(self) -> Data:
         """Make one update, due or not; return the figures of :meth:`update` as tensors."""
-        c, batch, figures = self.config, self.sample(), {}
+        c, batch = self.config, self.sample()
+        figures: Data = {}
         self.anneal(self.steps)
         for name, (learning, loss) in self.losses().items():
             found = self.descend(
                 lambda net, batch, loss=loss: loss(net, net.target, batch), learning, batch
             )
-            for net in learning:
-                self.optimizers[net].step()
+            for part in learning:
+                self.optimizers[part].step()
             prefix = name.removesuffix("loss")
             figures |= {
                 prefix + k if k in ("loss", "grad_norm") else k: v for k, v in found.items()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from marl_lib.advantages import RewardScale
-from marl_lib.config import Count, Positive, require
+from marl_lib.config import Count, Positive, at_least, require
 from marl_lib.learner import Data, Learner, LearnerConfig
 from marl_lib.replay import minibatches
 from marl_lib.seeding import RandomStreams
@@ -44,7 +44,7 @@ class OnPolicyConfig(LearnerConfig):
     anneal: bool = True
     rollout: Count = 32
     epochs: Count = 4
-    batch_size: Count = 512
+    batch_size: Annotated[int, at_least(2)] = 512  # one advantage has no deviation
     max_grad_norm: Positive | None = 0.5
     sequence_length: Count | None = None
     normalise_reward: bool = True
@@ -175,27 +175,6 @@ class OnPolicy(Learner):
 
     # What prepares a rollout ----------------------------------------------------------------------
 
-    def stretches(self, x: Tensor, length: int) -> Tensor:
-        """Return (R, T, B, ...) in stretches of time, (R, T / length × B, length, ...)."""
-        return x.unflatten(1, (-1, length)).transpose(2, 3).flatten(1, 2)
-
-    def whole(self, x: Tensor, length: int) -> Tensor:
-        """Undo :meth:`stretches`."""
-        return x.unflatten(1, (-1, self.num_envs)).transpose(2, 3).flatten(1, 2)
-
-    def before(self, start: Tensor, after: Tensor) -> Tensor:
-        """Return the memories before each step, (R, T, B, N, S).
-
-        Parameters
-        ----------
-        start : (R, B, N, S)
-            With which the rollout began.
-        after : (R, T, B, N, S)
-            After each step, whether an episode ended at it or not.
-        """
-        kept = after[:, :-1] * ~self.ended[:, :-1, :, None, None]
-        return torch.cat([start.unsqueeze(1), kept], dim=1)
-
     @property
     def ended(self) -> Tensor:
         """Where an episode ended, (R, T, B)."""
@@ -207,6 +186,27 @@ class OnPolicy(Learner):
         first = self.ended.roll(1, dims=1)
         first[:, 0] = False  # the memories that the rollout began with are empty there
         return first
+
+    def run_along(
+        self, function: Callable[..., Any], obs: Tensor, start: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Run a function ``(net, obs, memory, first) -> (out, memory)`` along the rollout.
+
+        Parameters
+        ----------
+        obs : (R, T, B, N, D)
+        start : (R, B, N, S)
+            Memories with which the rollout began; without memory each step stands alone.
+
+        Returns
+        -------
+        out, memory : (R, T, B, N, ...) each, the memory after each step
+        """
+        steps = obs.shape[1]
+        length = steps if start.shape[-1] else 1
+        rows = stretches(obs, length), start.repeat(1, steps // length, 1, 1)
+        out, after = self.lift(function, *rows, stretches(self.first, length))
+        return whole(out, self.num_envs), whole(after, self.num_envs)
 
     def following(self, value: Tensor, judge: Callable[[list[int]], Tensor]) -> Tensor:
         """Return the value of what each step led to, from that of what it started from.
@@ -225,7 +225,51 @@ class OnPolicy(Learner):
         out[:, ask] = judge(ask)
         return out
 
-    def by_row(self, x: Tensor) -> Tensor:
-        """Return (R, T, B) or (R, T, B, V) with the values folded into the rows, (R, T, B × V)."""
-        x = x if x.dim() == 4 else x.unsqueeze(-1).expand(*x.shape, self.n_values)
-        return x.flatten(2)
+    def by_row(self, reward: Tensor, **values: Tensor) -> dict[str, Any]:
+        """Return what returns are computed from, with the values folded into the rows.
+
+        Parameters
+        ----------
+        reward : (R, T, B, V)
+            Scaled on the way, if the configuration says so.
+        values : (R, T, B, V) each
+
+        Returns
+        -------
+        dict of (R, T, B × V): ``reward``, the values, ``terminated`` and ``ended``
+        """
+        ends = {"terminated": self.data["terminated"], "ended": self.ended}
+        rows = {k: x.unsqueeze(-1).expand(reward.shape).flatten(2) for k, x in ends.items()}
+        rows |= {name: x.flatten(2) for name, x in values.items()}
+        reward = reward.flatten(2)
+        scaled = self.config.normalise_reward
+        return rows | {"reward": self.scale(reward, rows["ended"]) if scaled else reward}
+
+    def cut_up(self, rollout: Data, memories: Mapping[str, tuple[Tensor, Tensor]]) -> Data:
+        """Return a rollout in the stretches that are learned from, (R, n, length, ...).
+
+        Parameters
+        ----------
+        rollout : dict of tensors (R, T, B, ...)
+        memories : mapping of name to (start, after)
+            With which the rollout began (R, B, N, S), and after each step (R, T, B, N, S), whether
+            an episode ended there or not. Under each name stands then the memory before each
+            stretch, (R, n, N, S).
+        """
+        rollout = {**rollout, "first": self.first}
+        batch = {name: stretches(x, self.length) for name, x in rollout.items()}
+        for name, (start, after) in memories.items():
+            kept = after[:, :-1] * ~self.ended[:, :-1, :, None, None]
+            before = torch.cat([start.unsqueeze(1), kept], dim=1)  # each step
+            batch[name] = before[:, :: self.length].flatten(1, 2)
+        return batch
+
+
+def stretches(x: Tensor, length: int) -> Tensor:
+    """Return (R, T, B, ...) in stretches of time, (R, T / length × B, length, ...)."""
+    return x.unflatten(1, (-1, length)).transpose(2, 3).flatten(1, 2)
+
+
+def whole(x: Tensor, num_envs: int) -> Tensor:
+    """Undo :func:`stretches`."""
+    return x.unflatten(1, (-1, num_envs)).transpose(2, 3).flatten(1, 2)

@@ -204,6 +204,8 @@ def run_config(*layers: Mapping[str, Any]) -> RunConfig:
     given = merge(*own)
     env = given.get("env", RunConfig.env)
     algorithm = given.get("algorithm", default_algorithm(env, given))
+    for name, value in (("env", env), ("algorithm", algorithm)):
+        require(isinstance(value, str), name, value, "a name")
     kind = run_config_type(env, algorithm)
     name = f"{env}-{algorithm}".lower()
     base = read_yaml(shipped()[name]) if name in shipped() else {}

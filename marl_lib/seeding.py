@@ -84,8 +84,8 @@ class RandomStreams:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where the streams that wrote ``state`` stood."""
-        self._key = np.array(state["key"], np.int64).view(np.uint64)
-        self._count = np.array(state["count"], np.int64).view(np.uint64)
+        self._key = np.asarray(state["key"]).astype(np.int64).view(np.uint64)
+        self._count = np.asarray(state["count"]).astype(np.int64).view(np.uint64)
 
 
 def check_seed(seed: int) -> int:

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from marl_lib.checkpoint import checkpoint, save_checkpoint, to_arrays, to_tensors
+from marl_lib.checkpoint import checkpoint, save_checkpoint
 from marl_lib.config import Config, Count, Finite
 from marl_lib.envs.base import BatchedParallelEnv
 from marl_lib.evaluation import summary
 from marl_lib.learner import Learner
 from marl_lib.log import Curve, RunLog
 from marl_lib.rollout import Episodes, Policy, play
+from marl_lib.state import kept, to_arrays
 
 MakeEnv = Callable[[int], BatchedParallelEnv]
 
@@ -249,11 +250,11 @@ class Trainer:
             "updates": self.updates,
             "log_bytes": self.log.sizes(),
             "torch": torch.get_rng_state(),
-            "metrics": to_tensors(self.metrics),
+            "metrics": kept(self.metrics),
             "learner": self.learner.state_dict(),
-            "env": to_tensors(self.env.state_dict()),
+            "env": kept(self.env.state_dict()),
             "obs": torch.as_tensor(self.obs),
-            "info": to_tensors({k: v for k, v in self.info.items() if k == "action_mask"}),
+            "info": kept({k: v for k, v in self.info.items() if k == "action_mask"}),
         }
         save_checkpoint(state, self.log.checkpoint)
 

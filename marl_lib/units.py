@@ -83,7 +83,7 @@ def _outcome(
     """Return what replicate ``index`` came to, and what it took."""
     return {
         "evaluation": {k: v[index].tolist() for k, v in result.final.items()},
-        **_reward(trainer, config),
+        **_reward(trainer),
         "parameters": trainer.learner.parameters,
         "environment_steps": result.steps,
         "wall_clock_seconds": round(result.seconds, 2),
@@ -91,13 +91,11 @@ def _outcome(
     }
 
 
-def _reward(trainer: Trainer, config: RunConfig) -> dict[str, str]:
+def _reward(trainer: Trainer) -> dict[str, str]:
     """Return whether agents of a team learn from their own rewards or their sum."""
-    settings = getattr(config, config.algorithm)
-    team = getattr(settings, "team_reward", getattr(trainer.learner, "team_reward", None))
-    if trainer.env.n_agents == 1 or team is None:
+    if trainer.env.n_agents == 1:
         return {}
-    return {"reward": "team" if team else "own"}
+    return {"reward": "team" if trainer.learner.team_reward else "own"}
 
 
 def _of_replicate(curve: Curve, index: int) -> dict[str, Any]:
@@ -113,21 +111,21 @@ def judge(trainer: Trainer, config: RunConfig, options: dict[str, Any]) -> dict[
 
 
 def _observations(trainer: Trainer, config: RunConfig, steps: int = 64) -> np.ndarray:
-    """Return observations (R, n, D) that the trained policies meet on their way."""
+    """Return observations (R, n, D) that the first agents meet under the trained policies."""
     env = world_maker(config)(16 * config.replicates)
     obs, info = env.reset(seed=[EVALUATION_SEED] * config.replicates)
     policy, seen = trainer.learner.policy(), []
     for _ in range(steps):
-        seen.append(obs.reshape(config.replicates, 16, -1))
+        seen.append(obs[:, 0].reshape(config.replicates, 16, -1))
         obs, _, _, _, info = env.step(policy(obs, info))
     return np.concatenate(seen, axis=1)
 
 
 def _importance(learner: Any, index: int, obs: np.ndarray) -> dict[str, list[float]]:
     """Return how much replicate ``index`` rests on each feature, by every measure there is."""
-    from marl_lib.interpret import feature_importance
+    from marl_lib.interpret import agent_of, feature_importance
 
-    return feature_importance(learner.network(index), learner.seen_by(index, obs))
+    return feature_importance(agent_of(learner, index), learner.seen_by(index, obs))
 
 
 def run_reference(name: str, config: RunConfig, seed: int) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from marl_lib.agents.attention_ppo import (
     TrainingConfig,
     copies,
 )
+from marl_lib.algorithms.ppo import AttentionPPOConfig
 from marl_lib.config import ConfigError
 from marl_lib.envs import GymnasiumBatch, TeamOfOne
+from marl_lib.nn.encoders import AttentionEncoder
 
 SMALL = PPOHyperparameters(d_model=16, n_heads=2, rollout=8, batch_size=128)
 
@@ -29,12 +31,38 @@ def test_the_example_trains():
         hyperparams=PPOHyperparameters(n_heads=4, d_model=32),
     )
     config = TrainingConfig(total_timesteps=20_480, eval_freq=10_240, n_eval_episodes=20)
-    before = agent.actor.flat.detach().clone()
+    before = agent.nets["actor"].flat.detach().clone()
     result = AttentionRLTrainer(agent, env, config).train(progress=False)
     assert result.steps == 20_480 and len(result.curve.steps) == 3
-    assert not torch.equal(before, agent.actor.flat)
+    assert not torch.equal(before, agent.nets["actor"].flat)
     start, *_, end = result.curve.array()[0]
     assert end > 2 * start
+
+
+def test_hyperparameters_are_those_of_ppo_and_of_its_attention():
+    assert PPOHyperparameters() == AttentionPPOConfig()
+    settings = {"n_heads": 2, "hidden": [16, 8], "memory": "gru", "gamma": 0.9, "rollout": 8}
+    made = PPOHyperparameters(**settings)
+    encoder = AttentionEncoder(n_heads=2, hidden=(16, 8), memory="gru")
+    assert made == AttentionPPOConfig(encoder=encoder, gamma=0.9, rollout=8)
+    agent = AttentionPPO(4, 2, hyperparams=made, num_envs=4)
+    assert agent.attention_weights(np.zeros(4))["pooling"].shape == (2, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_head": 4}, "hyperparameter 'n_head' is not known; did you mean 'n_heads'"),
+        ({"encoder": "mlp"}, "hyperparameter 'encoder' is not known"),
+        ({"n_heads": 3}, "d_model must be a multiple of n_heads, 3, got 32"),
+        ({"n_heads": 2.5}, "n_heads must be of type int, got 2.5"),
+        ({"d_model": 0}, "d_model must be at least 1, got 0"),
+        ({"gamma": "much"}, "gamma must be of type float, got 'much'"),
+    ],
+)
+def test_hyperparameters_that_cannot_be_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        PPOHyperparameters(**settings)
 
 
 def test_what_an_agent_shows_of_itself():

@@ -7,12 +7,15 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from agreement import flat
 
 from marl_lib import planning
 from marl_lib.algorithms import dqn
 from marl_lib.envs import BatchedGridWorld
+from marl_lib.nn.encoders import MLPEncoder
 from marl_lib.replay import Replay
 from marl_lib.runs import find_config, make_trainer, run_config
+from marl_lib.spec import Spec
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +24,12 @@ def chapter(book):
     book["table"] = planning.tabulate(**book["WORLD"])
     book["v_star"] = planning.value_iteration(book["table"], book["GAMMA"]).max(1)
     return book
+
+
+def learner(width, obs_dim=5, n_actions=5, **settings):
+    """Return the library's learner for one agent, with one hidden layer."""
+    config = dqn.DQNConfig(encoder={"hidden": (width,)}, **settings)
+    return dqn.DQN(Spec(obs_dim, n_actions), 8, [0], config)
 
 
 def batch(rows, seed=0, obs_dim=5, n_actions=5):
@@ -48,7 +57,8 @@ def test_its_settings_are_those_of_the_configuration_it_names(chapter):
     assert chapter["LEARNING_STARTS"] == c.learning_starts
     assert chapter["UPDATES_PER_STEP"] == config.num_envs / c.train_every
     assert chapter["TARGET_EVERY"] == c.target_every
-    assert (inspect.signature(chapter["QNetwork"]).parameters["width"].default,) == c.hidden
+    width = inspect.signature(chapter["QNetwork"]).parameters["width"].default
+    assert c.encoder == MLPEncoder(hidden=(width,))
     assert not c.double and not c.dueling and c.n_step == 1
 
 
@@ -90,11 +100,10 @@ def test_epsilon_greedy_for_a_row_and_for_a_batch(chapter, epsilon):
 
 
 def test_network_gives_the_librarys_values_for_the_same_weights(chapter):
-    ours, theirs = chapter["QNetwork"](7, 4, width=16), dqn.QNetwork(7, 4, (16,))
-    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
-        q.data.copy_(p.data)
+    ours, theirs = chapter["QNetwork"](7, 4, width=16), learner(16, 7, 4)
+    theirs.nets["agents"].flat.copy_(flat(ours))
     obs = torch.randn(9, 7)
-    torch.testing.assert_close(ours(obs), theirs(obs))
+    torch.testing.assert_close(ours(obs), theirs.outputs(obs[None, :, None])[0, :, 0])
 
 
 def test_td_target(chapter):
@@ -127,24 +136,28 @@ def test_replay_holds_what_the_librarys_holds_when_it_has_gone_round(chapter):
 
 
 def test_one_update_is_the_librarys(chapter):
-    config = dqn.DQNConfig(hidden=(32,), double=False, gamma=chapter["GAMMA"], learning_rate=1e-2)
-    learner = dqn.DQN(5, 5, 1, 8, [0], config)
+    rate = 1e-2
+    settings = {"double": False, "gamma": chapter["GAMMA"], "learning_rate": rate}
+    theirs = learner(32, max_grad_norm=None, **settings)
     net, target_net = (chapter["QNetwork"](5, 5, width=32) for _ in range(2))
-    flat = torch.nn.utils.parameters_to_vector
-    with torch.no_grad():
-        learner.net.flat.copy_(flat(net.parameters()))
-        learner.target.copy_(flat(target_net.parameters()))
+    agents = theirs.nets["agents"]
+    agents.flat.copy_(flat(net))
+    agents.target.copy_(flat(target_net))
     b = batch(64)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(net.parameters(), lr=rate)
     ours = chapter["learn"](net, target_net, optimizer, b)
 
-    as_team = {name: b[name][None, :, None] for name in ("obs", "action", "reward", "next_obs")}
-    discount = torch.full((1, 64), chapter["GAMMA"])
-    loss = learner.loss(as_team | {"terminated": b["terminated"][None], "discount": discount})
-    learner.net.backward(loss)
-    learner.optimizer.step()
-    assert ours == pytest.approx(loss.item(), rel=1e-5)
-    torch.testing.assert_close(flat(net.parameters()).detach(), learner.net.flat.detach())
+    one_step = {name: x[None, :, None] for name, x in b.items()}  # (R, batch, T, ...)
+    for name in ("obs", "action", "reward", "next_obs"):
+        one_step[name] = one_step[name].unsqueeze(3)  # of one agent
+    one_step["discount"] = torch.full((1, 64, 1), chapter["GAMMA"])
+    one_step["first"] = torch.zeros(1, 64, 1, dtype=torch.bool)
+    found = theirs.descend(
+        lambda net, batch: theirs.loss(net, net.target, batch), ("agents",), one_step
+    )
+    theirs.optimizers["agents"].step()
+    assert ours == pytest.approx(found["loss"].item(), rel=1e-5)
+    torch.testing.assert_close(flat(net), agents.flat)
 
 
 def test_a_step_of_collecting_stores_where_it_led_and_not_where_the_next_episode_begins(chapter):
@@ -178,8 +191,7 @@ def test_the_configuration_comes_within_5_percent_of_the_exact_value_in_every_st
     trainer = make_trainer(run_config(find_config("small-grid-dqn")), progress=False)
     trainer.train()
     table, exact = chapter["table"], chapter["v_star"]
-    with torch.no_grad():
-        q = trainer.learner.q_values(torch.as_tensor(table.obs)[None, :, None])[0, :, 0].numpy()
+    q = trainer.learner.outputs(torch.as_tensor(table.obs)[None, :, None])[0, :, 0].numpy()
     assert (np.abs(q.max(1) - exact) / exact).max() < 0.05
     followed = planning.policy_value(table, q.argmax(1), chapter["GAMMA"])
     np.testing.assert_allclose(followed, exact, rtol=0.05)

@@ -9,6 +9,7 @@ import torch
 from marl_lib.algorithms.dqn import DQN, DQNConfig
 from marl_lib.envs import BatchedGridWorld
 from marl_lib.planning import Planner
+from marl_lib.replicates import lift
 from marl_lib.rollout import play
 from marl_lib.training import EVALUATION_SEED, LoopConfig, Trainer
 
@@ -17,19 +18,19 @@ KINDS = pytest.mark.parametrize("shared", [True, False], ids=["shared", "separat
 
 def learner(shared, seeds=(0,), n_agents=3):
     """Return the library's learner for 16 grid worlds; three agents observe 17 numbers each."""
-    obs_dim = BatchedGridWorld(1, n_agents=n_agents).obs_dim
-    config = DQNConfig(hidden=(64, 64), share_parameters=shared, learning_starts=100)
-    return DQN(obs_dim, 5, n_agents, 16, seeds, config)
+    config = DQNConfig(
+        encoder={"hidden": (64, 64)}, share_parameters=shared, learning_starts=100, gamma=0.9,
+        n_step=2, batch_size=64,
+    )  # fmt: skip
+    return DQN(BatchedGridWorld(1, n_agents=n_agents).sizes(), 16, seeds, config)
 
 
 def networks(book, shared, team):
     """Return the notebook's network and target network with the weights of the library's."""
-    kind = book["SharedQ" if shared else "SeparateQ"]
-    copy = book["copy_shared" if shared else "copy_separate"]
-    obs_dim = team.replay.data["obs"].shape[-1]
-    made = [kind(obs_dim, 5, team.n_agents) for _ in range(2)]
-    copy(made[0], team.net.params)
-    copy(made[1], team.net.views(team.target))
+    kind, agents = book["SharedQ" if shared else "SeparateQ"], team.nets["agents"]
+    made = [kind(team.spec.obs_dim, 5, team.spec.n_agents) for _ in range(2)]
+    for network, flat in zip(made, (agents.flat, agents.target), strict=True):
+        book["copy_weights"](network, agents.views(flat))
     return made
 
 
@@ -38,8 +39,8 @@ def networks(book, shared, team):
 def test_networks_equal_the_library_s(book, shared, n_agents):
     team = learner(shared, n_agents=n_agents)
     network, _ = networks(book, shared, team)
-    obs = torch.randn(1, 7, n_agents, team.replay.data["obs"].shape[-1])
-    torch.testing.assert_close(network(obs[0]), team.q_values(obs)[0])
+    obs = torch.randn(1, 7, n_agents, team.spec.obs_dim)
+    torch.testing.assert_close(network(obs[0]), team.outputs(obs)[0])
 
 
 def test_agents_of_a_shared_network_differ_by_name_alone(book):
@@ -48,7 +49,7 @@ def test_agents_of_a_shared_network_differ_by_name_alone(book):
     q = network(obs)
     assert not torch.allclose(q[:, 0], q[:, 1])
     with torch.no_grad():
-        network.net.body[0].weight[:, 17:] = 0.0
+        network.net[0].weight[:, 17:] = 0.0
     q = network(obs)
     torch.testing.assert_close(q[:, 0], q[:, 1])
 
@@ -56,29 +57,31 @@ def test_agents_of_a_shared_network_differ_by_name_alone(book):
 @KINDS
 def test_loss_and_gradient_equal_the_library_s(book, shared):
     team, rng = learner(shared), np.random.default_rng(0)
-    team.target.normal_()  # unlike the network's, or a mix-up would go unseen
+    agents = team.nets["agents"]
+    agents.target.normal_()  # unlike the network's, or a mix-up would go unseen
+    obs = rng.standard_normal((16, 3, 17)).astype(np.float32)
     for _ in range(20):
-        team.observe(
-            obs=rng.standard_normal((16, 3, 17)),
-            action=rng.integers(5, size=(16, 3)),
-            reward=rng.standard_normal((16, 3)),
-            next_obs=rng.standard_normal((16, 3, 17)),
-            terminated=rng.random(16) < 0.3,
-            truncated=rng.random(16) < 0.3,
-            info={},
-        )
-    drawn = team.replay.sample(64, n_step=2, gamma=0.9)
+        _, stored = team.act(obs, {})
+        obs = rng.standard_normal((16, 3, 17)).astype(np.float32)
+        reward, ends = rng.standard_normal((16, 3)), rng.random((2, 16)) < 0.3
+        team.observe(stored, reward, *ends, {"final_obs": obs})
+    drawn = team.sample()
     network, target_network = networks(book, shared, team)
-    loss = book["team_loss"](network, target_network, {k: v[0] for k, v in drawn.items()})
-    theirs = team.loss(drawn).mean()
+    one = {name: x[0, :, 0] for name, x in drawn.items()}
+    loss = book["team_loss"](network, target_network, one)
+
+    theirs, _ = lift(
+        lambda net, b: team.loss(net, net.target, b), team.nets, drawn, learning=("agents",)
+    )
+    theirs = theirs[0] / agents.copies
     torch.testing.assert_close(loss, theirs)
     loss.backward()
     theirs.backward()
-    grad = team.net.grads["body.0.weight"]  # (networks, out, in)
+    grad = agents.grads["network.encoder.body.0.weight"][0]  # (out, in), stacked if separate
     if shared:
-        torch.testing.assert_close(network.net.body[0].weight.grad, grad[0])
+        torch.testing.assert_close(network.net[0].weight.grad, grad)
     else:
-        torch.testing.assert_close(network.layers[0].weight.grad, grad.transpose(1, 2))
+        torch.testing.assert_close(network.layers[0].weight.grad, grad.mT)
 
 
 def test_each_agent_explores_on_its_own_coin(book):
@@ -102,7 +105,7 @@ def test_the_loop_equals_the_library_s(book, shared):
     book["train_team"](make_env(32), ours, 800, seen.append, every=400)
     Trainer(make_env, theirs, LoopConfig(800, eval_every=800), progress=False).train()
     assert ours.updates == theirs.updates > 100
-    assert torch.equal(ours.net.flat, theirs.net.flat)
+    assert torch.equal(ours.nets["agents"].flat, theirs.nets["agents"].flat)
     assert seen == [0, 400, 800]
 
 
@@ -131,19 +134,20 @@ def test_references_are_played_on_the_worlds_of_the_evaluation(book):
 
 def test_beside_mixes_the_ages_of_weights(book):
     team = learner(shared=False, seeds=(0, 1))
-    old, new = team.net.flat.detach().clone(), torch.randn_like(team.net.flat)
-    book.update(team=team, seeds=[0, 1])
+    agents = team.nets["agents"]
+    old, new = agents.flat.clone(), torch.randn_like(agents.flat)
+    book.update(agents=agents)
     obs = np.random.default_rng(0).standard_normal((6, 3, 17)).astype(np.float32)
 
     def greedy(weights):
-        with torch.no_grad():
-            team.net.flat.copy_(weights)
+        agents.flat.copy_(weights)
         return team.policy()(obs, {})
 
-    mixed = book["beside"](old, new)(obs, {})
+    mixed = greedy(book["beside"](old, new))
     assert np.array_equal(mixed[:, 0], greedy(old)[:, 0])
     assert np.array_equal(mixed[:, 1:], greedy(new)[:, 1:])
     assert not np.array_equal(greedy(old), greedy(new))
+    assert torch.equal(book["beside"](new, new), new)
 
 
 def test_discounted_returns_stop_with_the_first_episode(book):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from marl_lib import interpret
-from marl_lib.algorithms.ppo import PPO, PPOConfig, PPONetwork
+from marl_lib.algorithms.ppo import PPO, PPOConfig
 from marl_lib.envs import BatchedCartPole, make
-from marl_lib.interpret import attention_on
+from marl_lib.interpret import agent_of, attention_on
 
 CASES = ("features", "moments", "entities")
 
@@ -31,14 +30,17 @@ def different(network):
 def networks(book, case, n_layers=None):
     """Return the chapter's policy and the library's on the same weights, and observations."""
     world, config = book["CASES"][case]
-    layers = config.n_layers if n_layers is None else n_layers
-    config = book["replace"](config, n_layers=layers)
-    obs, env = book["some_observations"](world)
-    given = {"n_heads": config.n_heads, "n_layers": layers}
-    ours = book["Policy"](env.obs_dim, env.n_actions, config.pooling, env.tokens, **given)
-    theirs = PPONetwork(env.obs_dim, env.n_actions, config, 1.0, env.tokens)
-    theirs.load_state_dict(different(ours).state_dict())
+    if n_layers is not None:
+        config = book["replace"](config, encoder=book["replace"](config.encoder, n_layers=n_layers))
+    ours, theirs, obs = book["both"](world, config)
+    copied(different(ours), theirs.network)
     return ours, theirs, obs
+
+
+def copied(ours, theirs):
+    """Give one module the weights of another, which has other names for them."""
+    names = theirs.state_dict()
+    theirs.load_state_dict(dict(zip(names, ours.state_dict().values(), strict=True)))
 
 
 # What is built ------------------------------------------------------------------------------------
@@ -48,7 +50,9 @@ def networks(book, case, n_layers=None):
 @pytest.mark.parametrize("case", CASES)
 def test_policy_is_the_librarys(book, case, n_layers):
     ours, theirs, obs = networks(book, case, n_layers)
-    torch.testing.assert_close(ours(obs), theirs(obs), rtol=1e-4, atol=1e-4)
+    logits = theirs.network(obs[:, None])[0][:, 0]
+    torch.testing.assert_close(ours(obs), logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(theirs(obs).log_p, logits.log_softmax(-1))
     weights = theirs.attention(obs)["pooling"].squeeze(-2)
     torch.testing.assert_close(ours.attention(obs), weights)
     assert weights.std() > 1e-2 and ours(obs).std() > 1e-2
@@ -58,12 +62,9 @@ def test_policy_is_the_librarys(book, case, n_layers):
 def test_a_fresh_library_network_fits_the_chapters(book, case):
     world, config = book["CASES"][case]
     learner = book["fresh"](world, config)
-    env = make(*(world[0], 1, world[1]))
-    given = {"n_heads": config.n_heads, "n_layers": config.n_layers}
-    ours = book["Policy"](env.obs_dim, env.n_actions, config.pooling, env.tokens, **given)
-    ours.load_state_dict(learner.actor.network(0).state_dict())
-    obs, _ = book["some_observations"](world)
-    expected = learner.actor(obs.unsqueeze(0))[0]
+    ours, _, obs = book["both"](world, config)
+    copied(learner.network(0), ours)
+    expected = learner.outputs(obs[None, :, None])[0, :, 0]
     torch.testing.assert_close(ours(obs), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -107,33 +108,33 @@ def test_only_a_set_has_no_order(book):
 def test_sum_of_pairs(book):
     env = make("ColourMatch", 40)
     obs = torch.as_tensor(env.reset(seed=0)[0][:, 0])
-    net = different(book["SumOfPairs"](env.tokens, 5))
+    net = different(book["SumOfPairs"](env.tokens))
     rows, expected = obs.unflatten(-1, (8, 11)), []
     for me, *others in rows:  # equation ch05-sum, one pair after the other
         total = torch.zeros(64)
         for other in others:
             if other[0] == 1:
                 total = total + net.pair(torch.cat([me[1:], other[1:]]))
-        expected.append(net.head(net.body(torch.cat([me[1:], total]))))
-    torch.testing.assert_close(net(obs), torch.stack(expected), rtol=1e-4, atol=1e-4)
+        expected.append(torch.cat([me[1:], total]))
+    assert net.size == len(expected[0])
+    torch.testing.assert_close(net(obs)[0], torch.stack(expected), rtol=1e-4, atol=1e-4)
     mixed = rows[:, [0, 7, 3, 1, 2, 6, 4, 5]].flatten(-2)
-    torch.testing.assert_close(net(mixed), net(obs), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(net(mixed)[0], net(obs)[0], rtol=1e-4, atol=1e-4)
 
 
-def test_put_in_trains_what_is_put_in(book):
-    env = make("ColourMatch", 1)
-    learner = PPO(env.obs_dim, 5, 64, [0], PPOConfig(rollout=4), tokens=env.tokens)
-    book["put_in"](learner, lambda n: book["SumOfPairs"](env.tokens, n))
-    before = [net.flat.clone() for net in (learner.actor, learner.critic)]
-    assert learner.actor.flat.shape == learner.actor.flat.grad.shape
+def test_pairs_are_read_by_actor_and_critic_and_learn(book):
+    config = PPOConfig(rollout=4, encoder=book["PairsEncoder"](hidden=(64,)))
+    learner = book["fresh"](("ColourMatch", {}), config)
+    before = {name: net.flat.clone() for name, net in learner.nets.items()}
+    for name in ("actor", "critic"):
+        encoder = learner.network(0, name).network.encoder
+        assert isinstance(encoder.reader, book["SumOfPairs"]) and encoder.size == 64
     book["fill"](learner, ("ColourMatch", {}))
-    batch = learner.prepare()
-    assert learner.actor(batch["obs"]).shape == (1, 256, 5)
-    assert learner.critic(batch["obs"]).shape == (1, 256, 1)
-    assert learner.actor(batch["obs"]).softmax(-1).std(-1).max() < 0.02  # near uniform
+    probs = agent_of(learner)(learner.data["obs"][0, 0, :, 0]).probs
+    assert probs.shape == (64, 5) and probs.std(-1).max() < 0.02  # near uniform
     learner.update()
-    for net, old in zip((learner.actor, learner.critic), before, strict=True):
-        assert (net.flat != old).float().mean() > 0.5
+    for name, net in learner.nets.items():
+        assert (net.flat != before[name]).float().mean() > 0.5
 
 
 # By hand ------------------------------------------------------------------------------------------
@@ -167,26 +168,31 @@ def test_the_difference_of_positions_is_the_velocity_one_step_ago():
 def test_without_choice_all_that_is_there_weighs_the_same(book, case):
     _, theirs, obs = networks(book, case)
     even = book["without_choice"](theirs)
-    present, _ = book["unpack"](obs, theirs.encoder.tokens)
+    present, _ = book["unpack"](obs, theirs.reader.tokens)
     weights = even.attention(obs)["pooling"].mean((1, 2))
     torch.testing.assert_close(weights, present / present.sum(1, keepdim=True))
     assert theirs.attention(obs)["pooling"].mean((1, 2)).sub(weights).abs().max() > 0.05
-    kept = {n: p for n, p in theirs.state_dict().items() if "cross.attention.key" not in n}
-    for name, value in kept.items():
-        assert torch.equal(even.state_dict()[name], value)
-    assert theirs.encoder.cross.attention.key.weight.abs().min() > 0  # the original is untouched
+    before, after = theirs.network.state_dict(), even.network.state_dict()
+    for name in (name for name in before if "cross.attention.key" not in name):
+        assert torch.equal(after[name], before[name])
+    assert theirs.reader.cross.attention.key.weight.abs().min() > 0  # the original is untouched
 
 
 def test_with_slots_gives_the_same_answers_where_the_new_slots_are_empty(book):
     """The tokens' number is in no weight: four slots of seven, or four, are the same world."""
     few = make("ColourMatch", 30, {"entities": (4, 4)})
     obs = torch.as_tensor(few.reset(seed=0)[0][:, 0])
-    learner = book["fresh"](("ColourMatch", {"entities": (2, 4)}), book["ENTITIES"])
-    network = learner.actor.network(0)
-    copy = book["copy"].deepcopy(network)
-    copy.encoder.tokens = type(few.tokens)(8, 10, ordered=False)
+    agent = agent_of(book["fresh"](("ColourMatch", {"entities": (2, 4)}), book["ENTITIES"]))
     wider = torch.cat([obs, torch.zeros(30, 3 * 11)], dim=1)
-    torch.testing.assert_close(copy(wider), network(obs), rtol=1e-4, atol=1e-5)
+    found = agent(obs).log_p
+    torch.testing.assert_close(with_slots(book, agent, 7)(wider).log_p, found, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(agent(obs).log_p, found)  # which still has its four
+
+
+def with_slots(book, agent, count):
+    """Call the chapter's function, where the notebook has set what it needs by then."""
+    book["set_tokens"] = make("ColourMatch").tokens
+    return book["with_slots"](agent, count)
 
 
 # What a policy rests on ---------------------------------------------------------------------------
@@ -195,18 +201,22 @@ def test_with_slots_gives_the_same_answers_where_the_new_slots_are_empty(book):
 @pytest.mark.parametrize("attends", [False, True])
 def test_importance(book, attends):
     config = book["FEATURES"] if attends else PPOConfig()
-    network, x = different(PPONetwork(4, 2, config, 1.0)), torch.randn(200, 4)
-    ours = book["gradient_input"](network, x)
-    torch.testing.assert_close(ours, interpret.gradient_input(network, x))
+    agent, x = agent_of(book["fresh"](book["POLE"], config)), torch.randn(200, 4)
+    different(agent.network)
+    ours = book["gradient_input"](agent, x)
+    torch.testing.assert_close(ours, interpret.gradient_input(agent, x))
     order = torch.randperm(200, generator=torch.Generator().manual_seed(3))
-    ours = book["shuffled_divergence"](network, x, order)
-    theirs = interpret.permutation(network, x, shuffles=1, seed=3)
+    ours = book["shuffled_divergence"](agent, x, order)
+    theirs = interpret.permutation(agent, x, shuffles=1, seed=3)
     torch.testing.assert_close(ours, theirs)
     assert ours.min() > 1e-4
-    blind = PPONetwork(4, 2, PPOConfig(), 1.0)
+
+
+def test_what_nothing_rests_on_has_no_importance(book):
+    blind, x = agent_of(book["fresh"](book["POLE"], PPOConfig())), torch.randn(200, 4)
     with torch.no_grad():
-        blind.body[0].weight[:, 1] = 0.0
-    assert book["shuffled_divergence"](blind, x, order)[1] == 0
+        blind.network.network.encoder.body[0].weight[:, 1] = 0.0
+    assert book["shuffled_divergence"](blind, x, torch.randperm(200))[1] == 0
     assert (book["gradient_input"](blind, x)[:, 1] == 0).all()
 
 
@@ -222,27 +232,27 @@ def test_ratio_starts_at_one_and_dropout_in_the_actor_is_caught(book):
 
         def prepare(self):
             batch = super().prepare()
-            with torch.no_grad():
-                self.actor.flat.add_(0.01 * torch.randn_like(self.actor.flat))
+            flat = self.nets["actor"].flat
+            flat.add_(0.01 * torch.randn_like(flat))
             return batch
 
     assert not book["starts_at_one"](Noisy)
 
 
 def test_first_ratio_is_what_the_loss_sees(book):
+    """The clip fraction counts the ratios that stray, so both must see the same dropout."""
     world = book["PAST"]
-    learner = book["fresh"](world, book["DROPPING"], book["Careless"])
-    with torch.no_grad():
-        learner.actor.flat.mul_(2)
-    torch.manual_seed(5)
-    ratio = book["first_ratio"](learner, world)
-    again = book["fresh"](world, book["DROPPING"], book["Careless"])
-    with torch.no_grad():
-        again.actor.flat.mul_(2)
-    torch.manual_seed(5)
+
+    def careless():
+        learner = book["fresh"](world, book["DROPPING"], book["Careless"])
+        learner.nets["actor"].flat.mul_(2)
+        torch.manual_seed(5)
+        return learner
+
+    ratio, again = book["first_ratio"](careless(), world), careless()
     book["fill"](again, world)
     batch = again.prepare()
-    seen = again.losses(batch, 0.01)
+    _, seen = again.lift(lambda net, batch: again.loss(net, batch, 0.01), batch)
     outside = (ratio - 1).abs() > 0.01
     assert 0.01 < outside.float().mean() < 0.99
     torch.testing.assert_close(seen["clip_fraction"][0], outside.float().mean())
@@ -251,12 +261,13 @@ def test_first_ratio_is_what_the_loss_sees(book):
 def test_careless_differs_in_the_mode_of_the_actor_alone(book):
     careless = book["fresh"](book["PAST"], book["DROPPING"], book["Careless"])
     sound = book["fresh"](book["PAST"], book["DROPPING"])
-    assert torch.equal(careless.actor.flat, sound.actor.flat)
+    for name in ("actor", "critic"):
+        assert torch.equal(careless.nets[name].flat, sound.nets[name].flat)
     obs, _ = book["some_observations"](book["PAST"])
-    x = obs.unsqueeze(0)
-    torch.testing.assert_close(sound.actor(x), sound.actor(x))
-    assert not torch.allclose(careless.actor(x), careless.actor(x))
-    torch.testing.assert_close(careless.actor.network(0)(obs), sound.actor(x)[0])
+    x = obs[None, :, None]
+    torch.testing.assert_close(sound.outputs(x), sound.outputs(x))
+    assert not torch.allclose(careless.outputs(x), careless.outputs(x))
+    torch.testing.assert_close(agent_of(careless)(obs).log_p, agent_of(sound)(obs).log_p)
 
 
 # The claim ----------------------------------------------------------------------------------------
@@ -266,16 +277,15 @@ def test_attention_finds_the_thing_that_matters_and_an_mlp_does_not(book):
     """At a fraction of the chapter's budget: one seed, 25,000 steps."""
     book["EPISODES"] = 50
     learner, run = book["train"](book["SET"], book["ENTITIES"], 25_000)
-    plain = PPOConfig(hidden=(128, 128), gamma=0.9, learning_rate=3e-3, normalise_obs=False)
+    shared = {"gamma": 0.9, "learning_rate": 3e-3, "normalise_obs": False}
+    plain = PPOConfig(encoder={"hidden": (128, 128)}, **shared)
     _, other = book["train"](book["SET"], plain, 25_000)
     assert run.final["found"].mean() > 0.7 > 0.35 > other.final["found"].mean()
 
     env = make("ColourMatch", 500)
     obs, info = env.reset(seed=3)
     seen = torch.as_tensor(obs[:, 0])
-    network = learner.actor.network(0)
     present, _ = book["unpack"](seen, env.tokens)
-    weights = network.attention(seen)["pooling"]
+    weights = agent_of(learner).attention(seen)["pooling"]
     on, uniform = attention_on(weights, info["relevant"], present)
     assert on.mean() > 2 * uniform.mean()
-    assert isinstance(network, nn.Module) and not network.training

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,36 @@ import numpy as np
 import torch
 
 from marl_lib.algorithms.ppo import PPO, AttentionPPOConfig
-from marl_lib.config import Config, ConfigError, Count
+from marl_lib.config import Config, ConfigError, Count, choice, from_mapping
 from marl_lib.envs import ENVS, BatchedParallelEnv, GymnasiumBatch, make
+from marl_lib.interpret import agent_of
 from marl_lib.nn.distributions import Categorical
+from marl_lib.nn.encoders import AttentionEncoder
+from marl_lib.spec import Spec
 from marl_lib.training import LoopConfig, MakeEnv, Trainer, TrainingResult
 
-PPOHyperparameters = AttentionPPOConfig
+
+def PPOHyperparameters(**settings: Any) -> AttentionPPOConfig:
+    """Return settings of PPO and of its attention, all by keywords side by side.
+
+    Parameters
+    ----------
+    settings
+        Those of :class:`marl_lib.algorithms.ppo.AttentionPPOConfig` but ``encoder``, and of
+        :class:`marl_lib.nn.encoders.AttentionEncoder`.
+
+    Raises
+    ------
+    ConfigError
+        On a name that is not known, or a value that its setting does not take.
+    """
+    of_encoder = [f.name for f in fields(AttentionEncoder)]
+    of_ppo = [f.name for f in fields(AttentionPPOConfig) if f.name != "encoder"]
+    for name in settings:
+        choice("hyperparameter", name, of_encoder + of_ppo)
+    encoder = {name: settings.pop(name) for name in of_encoder if name in settings}
+    attends = from_mapping(AttentionEncoder, encoder)
+    return from_mapping(AttentionPPOConfig, {**settings, "encoder": attends})
 
 
 @dataclass(frozen=True)
@@ -58,7 +82,8 @@ class AttentionPPO(PPO):
     obs_dim, action_dim : int
         Length of the observation; number of discrete actions, or parts of a continuous one.
     device : torch device or None for the CPU
-    hyperparams : PPOHyperparameters or None
+    hyperparams : AttentionPPOConfig or None
+        As :func:`PPOHyperparameters` returns them.
     seed : int
     num_envs : int
         Environments it learns from side by side.
@@ -71,34 +96,32 @@ class AttentionPPO(PPO):
         obs_dim: int,
         action_dim: int,
         device: str | torch.device | None = None,
-        hyperparams: PPOHyperparameters | None = None,
+        hyperparams: AttentionPPOConfig | None = None,
         *,
         seed: int = 0,
         num_envs: int = 64,
         bounds: tuple[np.ndarray, np.ndarray] | None = None,
     ):
         super().__init__(
-            obs_dim,
-            int(action_dim),
+            Spec(obs_dim, int(action_dim), bounds=bounds),
             num_envs,
             [seed],
             AttentionPPOConfig() if hyperparams is None else hyperparams,
-            bounds=bounds,
             device="cpu" if device is None else device,
         )
 
     def select_action(self, obs: np.ndarray) -> Any:
         """Return the likeliest action (or the mean one) for one observation (D,)."""
         action = self.policy()(np.asarray(obs, np.float32)[None, None], {})[0, 0]
-        return action if self.bounds else int(action)
+        return action if self.spec.bounds else int(action)
 
     def action_probabilities(self, obs: np.ndarray) -> np.ndarray:
         """Return the probabilities of all discrete actions for one observation (D,), (A,)."""
-        if self.bounds:
+        with torch.no_grad():
+            policy = agent_of(self)(self._seen_once(obs))
+        if not isinstance(policy, Categorical):
             raise ValueError("a continuous action has a density and no probabilities")
-        policy = self.distribution_of(np.asarray(obs, np.float32)[None, None])
-        assert isinstance(policy, Categorical)
-        probs: np.ndarray = policy.probs[0, 0].numpy(force=True)
+        probs: np.ndarray = policy.probs[0].numpy(force=True)
         return probs
 
     def attention_weights(self, obs: np.ndarray) -> dict[str, np.ndarray]:
@@ -108,10 +131,12 @@ class AttentionPPO(PPO):
         -------
         dict : ``layer_0``, ... (H, D, D) and ``pooling`` (H, queries, D), where the policy has any.
         """
-        seen = self.seen_by(0, np.asarray(obs, np.float32)[None])
-        with torch.no_grad():
-            weights = self.actor.network(0).attention(seen)  # type: ignore[operator]
+        weights = agent_of(self).attention(self._seen_once(obs))
         return {name: w[0].numpy(force=True) for name, w in weights.items()}
+
+    def _seen_once(self, obs: np.ndarray) -> torch.Tensor:
+        """Return one observation (D,) as the actor sees it, (1, D)."""
+        return self.seen_by(0, np.asarray(obs, np.float32)[None])
 
 
 class AttentionRLTrainer:
@@ -137,14 +162,12 @@ class AttentionRLTrainer:
     ):
         self.agent, self.config = agent, TrainingConfig() if config is None else config
         self.make_env = copies(env)
-        world = self.make_env(1)
-        if world.obs_dim != agent.obs_dim:
-            size = agent.obs_dim
-            raise ConfigError(f"obs_dim must be {world.obs_dim} here, the agent has {size}")
-        space = world.single_action_space
-        n = int(space.n) if isinstance(space, gymnasium.spaces.Discrete) else space.shape[0]
-        if n != agent.n_actions:
-            raise ConfigError(f"action_dim must be {n} here, the agent has {agent.n_actions}")
+        world, own = self.make_env(1).sizes(), agent.spec
+        if world.obs_dim != own.obs_dim:
+            raise ConfigError(f"obs_dim must be {world.obs_dim} here, the agent has {own.obs_dim}")
+        if world.n_actions != own.n_actions:
+            n = world.n_actions
+            raise ConfigError(f"action_dim must be {n} here, the agent has {own.n_actions}")
 
     def train(self, progress: bool = True) -> TrainingResult:
         """Train for ``total_timesteps`` more and return what it came to."""

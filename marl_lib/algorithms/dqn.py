@@ -10,28 +10,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
-from marl_lib.config import Count, Natural, Unit
-from marl_lib.exploration import decay, epsilon_greedy
+from marl_lib.config import Count
+from marl_lib.exploration import EpsilonConfig, EpsilonGreedy
 from marl_lib.learner import Data
 from marl_lib.nn.heads import QHead
 from marl_lib.off_policy import OffPolicy, OffPolicyConfig, action_values, rest
 
 
 @dataclass(frozen=True)
-class DQNConfig(OffPolicyConfig):
+class DQNConfig(EpsilonConfig, OffPolicyConfig):
     """Settings of DQN.
 
     Parameters
     ----------
-    epsilon_start, epsilon_end : float
-        Probability of a random action, for each agent on its own coin, going down linearly ...
-    epsilon_steps : int
-        ... over this many steps.
     double : bool
         Choose the next action with the network, judge it with the target (van Hasselt et al. 2016).
     dueling : bool
@@ -40,9 +34,6 @@ class DQNConfig(OffPolicyConfig):
         Rewards summed before the bootstrap (Sutton and Barto 2018, section 7.1); 1 with a memory.
     """
 
-    epsilon_start: Unit = 1.0
-    epsilon_end: Unit = 0.05
-    epsilon_steps: Natural = 10_000
     double: bool = True
     dueling: bool = False
     n_step: Count = 1
@@ -74,40 +65,16 @@ def td_target(
     return reward + discount * value.masked_fill(terminated, 0.0)
 
 
-class DQN(OffPolicy):
+class DQN(EpsilonGreedy, OffPolicy):
     """R replicates of a team of N independent Q-learners, see :class:`marl_lib.learner.Learner`."""
 
     config: DQNConfig
     config_type = DQNConfig
-    acting = "agents"
-    purpose = "explore"
-    noise_type = np.float64
 
     def networks(self) -> dict[str, Callable[[], nn.Module]]:
         """Return the action values of the agents."""
         a, dueling = self.spec.n_actions, self.config.dueling
         return {"agents": lambda: self.team(lambda size: QHead(size, a, dueling))}
-
-    @property
-    def noise_shape(self) -> tuple[int, int]:
-        """For each agent, whether it explores, and with which action."""
-        return 2, self.spec.n_agents
-
-    @property
-    def epsilon(self) -> float:
-        """Probability of a random action now."""
-        c = self.config
-        return decay(c.epsilon_start, c.epsilon_end, c.epsilon_steps, self.steps)
-
-    def choose(self, net: Any, seen: Data, explore: bool) -> Data:
-        """Return the best action, or now and then a random one."""
-        q, memory = net.agents(seen["obs"], seen["memory"])
-        mask = seen.get("mask")
-        q = q if mask is None else q.masked_fill(~mask, -torch.inf)
-        return {
-            "action": epsilon_greedy(q, seen.get("noise"), self.epsilon, mask),
-            "memory": memory,
-        }
 
     def losses(self) -> dict[str, Any]:
         """Return the one loss."""
@@ -127,4 +94,5 @@ class DQN(OffPolicy):
         chosen = q.gather(-1, batch["action"].unsqueeze(-1)).squeeze(-1)  # (batch, T, N)
         discount, ended = batch["discount"].unsqueeze(-1), batch["terminated"].unsqueeze(-1)
         goal = td_target(batch["reward"], discount, ended, next_q, chooser)
-        return self.mean(smooth_l1_loss(chosen, goal, reduction="none")), {}
+        error = smooth_l1_loss(chosen, goal, reduction="none")
+        return self.mean(error), {"loss": error.mean()}

@@ -196,7 +196,8 @@ class MADDPG(OffPolicy):
         x, b = self.judged(batch["obs"], self.vector(batch["action"])), self.burn_in
         q = along(net.critic, x, batch["first"], b)[0].squeeze(-1)  # (batch, T, V)
         theirs = memories(target.critic, x, batch["first"], b)
-        return self.mean((q - self.td_target(target, batch, theirs.after)).square()), {}
+        error = (q - self.td_target(target, batch, theirs.after)).square()
+        return self.mean(error), {"loss": error.mean()}
 
     @torch.no_grad()
     def td_target(self, target: Any, batch: Data, memory: Tensor) -> Tensor:
@@ -237,4 +238,5 @@ class MADDPG(OffPolicy):
         x = self.judged(batch["obs"], replaced(action, done[:, b:]))  # (batch, T, N, N D + N A)
         memory = remembered.before.expand(*x.shape[:-1], -1)
         q = net.critic(x, memory)[0].squeeze(-1)
-        return self.mean(c.actor_penalty * out.square().mean(-1) - q), {}
+        loss = c.actor_penalty * out.square().mean(-1) - q
+        return self.mean(loss), {"loss": loss.mean()}

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from marl_lib.advantages import q_lambda_return
-from marl_lib.config import Count, Natural, Positive, Unit
-from marl_lib.exploration import decay, epsilon_greedy
+from marl_lib.config import Count, Natural, Positive, Unit, at_least
+from marl_lib.exploration import EpsilonConfig, EpsilonGreedy
 from marl_lib.learner import Data
 from marl_lib.nn.heads import QHead
 from marl_lib.nn.layers import Layers
@@ -26,7 +25,7 @@ from marl_lib.on_policy import OnPolicy, OnPolicyConfig
 
 
 @dataclass(frozen=True)
-class PQNConfig(OnPolicyConfig):
+class PQNConfig(EpsilonConfig, OnPolicyConfig):
     """Settings of PQN.
 
     Parameters
@@ -36,21 +35,14 @@ class PQNConfig(OnPolicyConfig):
         (PQN-VDN).
     lam : float
         λ of the returns, in [0, 1]: 0 is one-step Q-learning.
-    epsilon_start, epsilon_end : float
-        Probability of a random action, for each agent and environment on its own coin, going down
-        linearly ...
-    epsilon_steps : int
-        ... over this many steps.
     """
 
     mixer: Literal["none", "sum"] = "none"
     lam: Unit = 0.65
     learning_rate: Positive = 5e-4
     epochs: Count = 2
-    batch_size: Count = 256
+    batch_size: Annotated[int, at_least(2)] = 256
     max_grad_norm: Positive | None = 10.0
-    epsilon_start: Unit = 1.0
-    epsilon_end: Unit = 0.05
     epsilon_steps: Natural = 100_000
 
 
@@ -61,53 +53,33 @@ class PQNVDNConfig(PQNConfig):
     mixer: Literal["none", "sum"] = "sum"
 
 
-class PQN(OnPolicy):
+class PQN(EpsilonGreedy, OnPolicy):
     """R replicates of a team of N agents, see :class:`marl_lib.learner.Learner`."""
 
     config: PQNConfig
     config_type = PQNConfig
     layers = Layers("relu", layer_norm=True, init="kaiming")  # as in the paper's code
-    acting = "agents"
-    purpose = "explore"
-    noise_type = np.float64
 
     def networks(self) -> dict[str, Callable[[], nn.Module]]:
         """Return the action values of the agents."""
         return {"agents": lambda: self.team(lambda size: QHead(size, self.spec.n_actions))}
 
     @property
-    def noise_shape(self) -> tuple[int, int]:
-        """For each agent, whether it explores, and with which action."""
-        return 2, self.spec.n_agents
-
-    @property
-    def epsilon(self) -> float:
-        """Probability of a random action now."""
-        c = self.config
-        return decay(c.epsilon_start, c.epsilon_end, c.epsilon_steps, self.steps)
-
-    def q_values(self, net: Any, seen: Data) -> tuple[Tensor, Tensor]:
-        """Return the values (any, N, A), -∞ where an action is illegal, and the memories."""
-        q, memory = net.agents(seen["obs"], seen["memory"])
-        return q.masked_fill(~seen["mask"], -torch.inf) if "mask" in seen else q, memory
-
-    def choose(self, net: Any, seen: Data, explore: bool) -> Data:
-        """Return the best action, or now and then a random one, and the ``best`` value."""
-        q, memory = self.q_values(net, seen)
-        action = epsilon_greedy(q, seen.get("noise"), self.epsilon, seen.get("mask"))
-        return {"action": action, "memory": memory, "best": q.amax(-1)}
-
-    @property
     def n_values(self) -> int:
         """V: one value for each agent, or one for the team."""
-        return 1 if self.config.mixer == "sum" else self.spec.n_agents
+        return 1 if self.team_reward else self.spec.n_agents
+
+    @property
+    def team_reward(self) -> bool:
+        """Whether the agents learn together, from the sum of all rewards."""
+        return self.config.mixer == "sum"
 
     def mix(self, q: Tensor) -> Tensor:
         """Return what is learned of the agents' values (..., N): themselves or their sum (..., 1).
 
         Rewards are mixed alike.
         """
-        return q.sum(-1, keepdim=True) if self.config.mixer == "sum" else q
+        return q.sum(-1, keepdim=True) if self.team_reward else q
 
     @torch.no_grad()
     def prepare(self) -> Data:
@@ -116,20 +88,10 @@ class PQN(OnPolicy):
         reward = self.mix(d["reward"])  # (R, T, B, V)
         # max Q of what a step led to was found in acting on the next one
         next_value = self.mix(self.following(d["best"], self._best_after))
-        ends = self.by_row(d["terminated"]), self.by_row(self.ended)
-        paid = self.by_row(reward)
-        if c.normalise_reward:
-            paid = self.scale(paid, ends[1])
-        returns = q_lambda_return(paid, self.by_row(next_value), *ends, c.gamma, c.lam)
-        kept = {
-            "obs": d["obs"],
-            "action": d["action"],
-            "first": self.first,
-            "returns": returns.view(reward.shape),
-        }
-        batch = {name: self.stretches(x, self.length) for name, x in kept.items()}
-        before = self.before(self.start, d["memory"])
-        return batch | {"memory": self.stretches(before, self.length)[:, :, 0]}
+        rows = self.by_row(reward, next_value=next_value)
+        returns = q_lambda_return(**rows, gamma=c.gamma, lam=c.lam)
+        kept = {"obs": d["obs"], "action": d["action"], "returns": returns.view(reward.shape)}
+        return self.cut_up(kept, {"memory": (self.start, d["memory"])})
 
     def _best_after(self, steps: list[int]) -> Tensor:
         """Return max Q of where some steps led to, (R, steps, B, N)."""
@@ -138,7 +100,7 @@ class PQN(OnPolicy):
         if "next_mask" in d:
             seen["mask"] = d["next_mask"]
         seen = {name: x[:, steps].flatten(1, 2) for name, x in seen.items()}
-        best: Tensor = self.lift(lambda net, seen: self.q_values(net, seen)[0].amax(-1), seen)
+        best: Tensor = self.lift(lambda net, seen: self.legal_values(net, seen)[0].amax(-1), seen)
         return best.unflatten(1, (len(steps), -1))
 
     def minimised(self, left: float) -> Any:

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from marl_lib.config import Count, Natural, Share, Unit
-from marl_lib.exploration import decay, epsilon_greedy
+from marl_lib.config import Count, Natural, Share
+from marl_lib.exploration import EpsilonConfig, EpsilonGreedy
 from marl_lib.learner import Data
 from marl_lib.nn.heads import QHead
 from marl_lib.nn.mixing import ForwardMixer, MonotonicMixer
@@ -28,7 +28,7 @@ from marl_lib.off_policy import OffPolicy, OffPolicyConfig, action_values, along
 
 
 @dataclass(frozen=True)
-class QMIXConfig(OffPolicyConfig):
+class QMIXConfig(EpsilonConfig, OffPolicyConfig):
     """Settings of QMIX and VDN.
 
     Parameters
@@ -37,10 +37,6 @@ class QMIXConfig(OffPolicyConfig):
         QMIX, or VDN.
     mixer_width, hyper_width : int
         See :class:`marl_lib.nn.mixing.MonotonicMixer`.
-    epsilon_start, epsilon_end : float
-        Probability of a random action, for each agent on its own coin, going down linearly ...
-    epsilon_steps : int
-        ... over this many steps.
     double : bool
         Choose the next actions with the network, judge them with the target (van Hasselt et al.
         2016).
@@ -52,8 +48,6 @@ class QMIXConfig(OffPolicyConfig):
     mixer_width: Count = 32
     hyper_width: Count = 64
     target_every: Count = 200
-    epsilon_start: Unit = 1.0
-    epsilon_end: Unit = 0.05
     epsilon_steps: Natural = 50_000
     double: bool = True
     n_step: Count = 1
@@ -66,7 +60,7 @@ class VDNConfig(QMIXConfig):
     mixer: Literal["monotonic", "sum"] = "sum"
 
 
-class QMIX(OffPolicy):
+class QMIX(EpsilonGreedy, OffPolicy):
     """R replicates of a team that learns a joint value, see :class:`marl_lib.learner.Learner`.
 
     Notes
@@ -76,10 +70,7 @@ class QMIX(OffPolicy):
 
     config: QMIXConfig
     config_type = QMIXConfig
-    acting = "agents"
-    purpose = "explore"
-    noise_type = np.float64
-    pays_team = True
+    stores_sum = team_reward = True
 
     def networks(self) -> dict[str, Callable[[], nn.Module]]:
         """Return the agents' action values and the mixer."""
@@ -91,27 +82,6 @@ class QMIX(OffPolicy):
             sizes = (s.n_agents, s.state_dim, c.mixer_width, c.hyper_width)
             nets["mixer"] = lambda: MonotonicMixer(*sizes)
         return nets
-
-    @property
-    def noise_shape(self) -> tuple[int, int]:
-        """For each agent, whether it explores, and with which action."""
-        return 2, self.spec.n_agents
-
-    @property
-    def epsilon(self) -> float:
-        """Probability of a random action now."""
-        c = self.config
-        return decay(c.epsilon_start, c.epsilon_end, c.epsilon_steps, self.steps)
-
-    def choose(self, net: Any, seen: Data, explore: bool) -> Data:
-        """Return each agent's best action, or now and then a random one."""
-        q, memory = net.agents(seen["obs"], seen["memory"])
-        mask = seen.get("mask")
-        q = q if mask is None else q.masked_fill(~mask, -torch.inf)
-        return {
-            "action": epsilon_greedy(q, seen.get("noise"), self.epsilon, mask),
-            "memory": memory,
-        }
 
     def losses(self) -> dict[str, Any]:
         """Return the one loss, from which agents and mixer learn."""

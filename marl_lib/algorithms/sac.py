@@ -75,7 +75,7 @@ class Twins(nn.Module):
         super().__init__()
         self.first, self.second = make(), make()
         self.copies = self.first.copies
-        self.memory_size = 2 * self.first.memory_size
+        self.memory_size: int = self.first.memory_size + self.second.memory_size
 
     def forward(
         self, x: Tensor, memory: Tensor, first: Tensor | None = None
@@ -143,11 +143,6 @@ class SAC(OffPolicy):
 
     # Acting ---------------------------------------------------------------------------------------
 
-    @property
-    def noise_shape(self) -> tuple[int, int]:
-        """For each agent, a number for each part of an action."""
-        return self.spec.n_agents, self.spec.n_actions
-
     def pi(self, output: Tensor) -> SquashedGaussian:
         """Return the distribution that an actor's output (..., 2 A) stands for."""
         mean, log_std = output.chunk(2, dim=-1)
@@ -163,7 +158,7 @@ class SAC(OffPolicy):
             action = self.bounds.stretch(2 * seen["noise"] - 1)
         else:
             action = self.pi(output).sample(seen["noise"])
-        return {"action": action.clamp(self.bounds.low, self.bounds.high), "memory": memory}
+        return {"action": action, "memory": memory}
 
     # Learning -------------------------------------------------------------------------------------
 

@@ -227,15 +227,12 @@ class BatchedParallelEnv(BatchedWorld):
             As ``reset`` returned it: whether there are action masks is read off it.
         """
         space = self.single_action_space
-        discrete = isinstance(space, spaces.Discrete)
-        return Spec(
-            self.obs_dim,
-            int(space.n) if discrete else len(space.low),
-            self.n_agents,
-            None if discrete else (space.low, space.high),
-            self.tokens,
-            info is not None and "action_mask" in info,
-        )
+        masks = info is not None and "action_mask" in info
+        if isinstance(space, spaces.Discrete):
+            n, bounds = int(space.n), None
+        else:
+            n, bounds = len(space.low), (space.low, space.high)
+        return Spec(self.obs_dim, n, self.n_agents, bounds, self.tokens, masks)
 
     def state(self) -> np.ndarray:
         """Return the global state (B, S), for training with a central view."""

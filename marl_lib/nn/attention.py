@@ -92,7 +92,7 @@ def unfused(module: nn.Module) -> None:
     """Keep a module off torch's fused kernels, for which ``torch.func.vmap`` has no rule."""
     for part in module.modules():
         if hasattr(part, "fused"):
-            part.fused = False
+            part.fused = False  # type: ignore[assignment]
 
 
 class MultiHeadAttention(nn.Module):

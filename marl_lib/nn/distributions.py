@@ -211,5 +211,6 @@ def gumbel_softmax(logits: Tensor, noise: Tensor, temperature: float = 1.0) -> T
         Small ones make the backward path nearer to a one-hot vector, and its gradients rougher.
     """
     soft = ((logits + gumbel(noise)) / temperature).softmax(-1)
-    hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
+    best = soft.argmax(-1, keepdim=True)
+    hard = torch.zeros_like(soft).scatter(-1, best, torch.ones_like(soft))
     return hard + (soft - soft.detach())  # exactly one-hot, which (hard - soft) + soft is not

@@ -32,7 +32,7 @@ from marl_lib.nn.attention import (
     causal_mask,
 )
 from marl_lib.nn.layers import Layers, mlp
-from marl_lib.nn.recurrent import CELLS, run_cell
+from marl_lib.nn.recurrent import CELLS, GRUCell, LSTMCell, run_cell
 from marl_lib.spec import Tokens
 
 
@@ -189,10 +189,10 @@ class EncoderNetwork(nn.Module):
         width = size_in if reader is None else reader.size + extra
         self.body = mlp(width, config.hidden, layers=layers)
         self.size, self.memory_size = [width, *config.hidden][-1], 0
-        self.cell = None
+        self.cell: GRUCell | LSTMCell | None = None
         if config.remembers:
-            self.cell = CELLS[config.memory](self.size, config.memory_size)
-            self.size, self.memory_size = config.memory_size, self.cell.state_size
+            cell = CELLS[config.memory](self.size, config.memory_size)
+            self.cell, self.size, self.memory_size = cell, config.memory_size, cell.state_size
 
     def forward(
         self, obs: Tensor, memory: Tensor, first: Tensor | None = None

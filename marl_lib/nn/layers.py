@@ -64,7 +64,8 @@ def mlp(
         None for ReLU and torch's own start.
     """
     layers = Layers() if layers is None else layers
-    widths, parts = [size_in, *hidden], []
+    widths = [size_in, *hidden]
+    parts: list[nn.Module] = []
     for before, after in zip(widths, widths[1:], strict=False):
         parts.append(layers.linear(before, after))
         if layers.layer_norm:

@@ -61,17 +61,28 @@ class RunningNorm:
         self.scale = (self.square / total.float() + 1e-8).rsqrt()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return x (R, n, D) with mean 0 and standard deviation 1, clipped."""
-        mean, scale = self.mean.unsqueeze(1), self.scale.unsqueeze(1)
+        """Return x (R, ..., D) with mean 0 and standard deviation 1, clipped."""
         if self.tokens is None:
+            mean, scale = self._like(x)
             return ((x - mean) * scale).clamp_(-self.clip, self.clip)
         x = self._blocks(x)
         there, x = x[..., :1], x[..., 1:]
-        x = ((x - mean.unsqueeze(1)) * scale.unsqueeze(1)).clamp_(-self.clip, self.clip)
+        mean, scale = self._like(x)
+        x = ((x - mean) * scale).clamp_(-self.clip, self.clip)
         return torch.cat([there, x * there], dim=-1).flatten(-2)
 
+    def undo(self, x: Tensor) -> Tensor:
+        """Return what :meth:`__call__` makes x (R, ..., D) of, where it did not clip."""
+        mean, scale = self._like(x)
+        return x / scale + mean
+
+    def _like(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and scale with as many axes as x (R, ..., D)."""
+        shape = (len(self.mean), *[1] * (x.dim() - 2), -1)
+        return self.mean.view(shape), self.scale.view(shape)
+
     def _blocks(self, x: Tensor) -> Tensor:
-        """Return (R, n, D) as (R, n, tokens, numbers), the flag first."""
+        """Return (R, ..., D) as (R, ..., tokens, numbers), the flag first."""
         assert self.tokens is not None
         return x.unflatten(-1, (self.tokens, -1))
 

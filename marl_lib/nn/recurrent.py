@@ -83,7 +83,7 @@ class LSTMCell(nn.Module):
         return state.chunk(2, dim=-1)[0]
 
 
-CELLS = {"gru": GRUCell, "lstm": LSTMCell}
+CELLS: dict[str, type[GRUCell] | type[LSTMCell]] = {"gru": GRUCell, "lstm": LSTMCell}
 
 
 def run_cell(cell: GRUCell | LSTMCell, gates: Tensor, first: Tensor, state: Tensor) -> Tensor:

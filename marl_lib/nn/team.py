@@ -83,7 +83,7 @@ class Team(nn.Module):
             return Network(network, head(network.size))
 
         self.network = make() if self.copies == 1 else stacked([make() for _ in range(n_agents)])
-        self.memory_size = self.network.encoder.memory_size
+        self.memory_size: int = self.network.encoder.memory_size
 
     def forward(
         self, obs: Tensor, memory: Tensor | None = None, first: Tensor | None = None
@@ -119,7 +119,7 @@ class Team(nn.Module):
             out, after = functional_call(self.network, params, rows)
             return out.squeeze(-2), after.squeeze(-2)
 
-        params = dict(self.network.named_parameters())
+        params: dict[str, Tensor] = dict(self.network.named_parameters())
         return vmap(one, (0, -2, -2), (-2, -2))(params, obs, memory)
 
     def attention(self, obs: Tensor) -> dict[str, Tensor]:
@@ -138,7 +138,7 @@ class Team(nn.Module):
         return self.network.encoder.attention(self._with_ids(obs))
 
 
-def stacked(modules: Sequence[nn.Module]) -> nn.Module:
+def stacked(modules: Sequence[Network]) -> Network:
     """Return the first of some modules, its parameters those of all, (len(modules), *shape)."""
     first, *_ = modules
     for name, _ in list(first.named_parameters()):
@@ -147,3 +147,19 @@ def stacked(modules: Sequence[nn.Module]) -> nn.Module:
         setattr(first.get_submodule(".".join(path)), last, nn.Parameter(every))
     unfused(first)
     return first
+
+
+def joint_view(obs: Tensor, turned: bool = False) -> Tensor:
+    """Return the state as every agent's critic is shown it, (..., N, D) -> (..., N, N D).
+
+    Parameters
+    ----------
+    obs : (..., N, D)
+    turned : bool
+        Row i has the observation of agent i first, then those of the agents after it; otherwise all
+        rows are alike, in the order of the agents.
+    """
+    if not turned:
+        return obs.flatten(-2).unsqueeze(-2).expand(*obs.shape[:-1], -1)
+    agents = torch.arange(obs.shape[-2], device=obs.device)
+    return obs[..., (agents[:, None] + agents) % len(agents), :].flatten(-2)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from marl_lib.config import require
 from marl_lib.nn.distributions import Categorical, DiagonalGaussian, SquashedGaussian
-from marl_lib.nn.encoders import Attention
+from marl_lib.nn.encoders import Attention, Pairs
 from marl_lib.nn.team import Team
 
 Importance = dict[str, list[float]]
@@ -74,10 +74,10 @@ class Agent:
         return self.says(self.network(self._shown(obs))[0][:, self.number])
 
     @property
-    def reader(self) -> Attention | None:
-        """What attends in its encoder, if anything does."""
+    def reader(self) -> Attention | Pairs | None:
+        """What reads the observation in front of the hidden layers, if anything does."""
         encoder: Any = self.network.network.encoder
-        reader: Attention | None = encoder.reader
+        reader: Attention | Pairs | None = encoder.reader
         return reader
 
     @torch.no_grad()
@@ -86,7 +86,7 @@ class Agent:
 
         Empty if nothing attends. Agents with a network each do not record theirs.
         """
-        if self.reader is None:
+        if not isinstance(self.reader, Attention):
             return {}
         weights = self.network.attention(self._shown(obs))
         return {name: w[:, self.number] for name, w in weights.items()}
@@ -147,13 +147,14 @@ def feature_importance(
     """
     require(obs.dim() == 2 and len(obs) > 1, "obs", tuple(obs.shape), "of shape (n, D), n > 1")
     reader, found = agent.reader, {}
-    if reader is not None and reader.tokens is None and agent.network.copies == 1:
+    features = reader is None or reader.tokens is None  # and no tokens that may be absent
+    if isinstance(reader, Attention) and features and agent.network.copies == 1:
         weights = agent.attention(obs)
         if weights:
             found["attention"] = _mean_weight(list(weights.values())[-1])
             found["attention_rollout"] = attention_rollout(weights, reader.pooling).mean(0)
     found["gradient_input"] = gradient_input(agent, obs).abs().mean(0)
-    if reader is None or reader.tokens is None:
+    if features:
         found["integrated_gradients"] = integrated_gradients(agent, obs, points).abs().mean(0)
     found["permutation"] = permutation(agent, obs, shuffles, seed)
     return {name: [float(v) for v in values] for name, values in found.items()}

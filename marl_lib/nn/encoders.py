@@ -87,7 +87,7 @@ class Encoder(Variant):
             layers = replace(layers, layer_norm=self.layer_norm)
         return EncoderNetwork(self, self.reader(size_in - extra, tokens), size_in, extra, layers)
 
-    def reader(self, size_in: int, tokens: Tokens | None) -> Attention | None:
+    def reader(self, size_in: int, tokens: Tokens | None) -> Attention | Pairs | None:
         """Return what reads the observation before the hidden layers, or None for nothing."""
         return None
 
@@ -162,6 +162,33 @@ class AttentionEncoder(Encoder, kind="attention"):
         return Attention(size_in, self, tokens)
 
 
+@dataclass(frozen=True)
+class PairsEncoder(Encoder, kind="pairs"):
+    """A sum over pairs of tokens (a relation network, Santoro et al. 2017), then hidden layers.
+
+    Each pair of the agent's own token (the first, or in a history the last) and a token that is
+    there goes through the same small network; what comes out is summed.
+
+    Parameters
+    ----------
+    hidden : tuple of int
+        Widths of the layers after the sum.
+    pair_hidden : tuple of int
+        Widths of the network that reads a pair, at least one.
+    """
+
+    hidden: Widths = (64,)
+    pair_hidden: Widths = (64, 64)
+
+    def check(self) -> None:
+        """Refuse pairs that nothing reads."""
+        require(len(self.pair_hidden) > 0, "pair_hidden", self.pair_hidden, "at least one width")
+
+    def reader(self, size_in: int, tokens: Tokens | None) -> Pairs:
+        """Return the sum over pairs."""
+        return Pairs(size_in, self, tokens)
+
+
 # Modules ------------------------------------------------------------------------------------------
 
 
@@ -179,7 +206,7 @@ class EncoderNetwork(nn.Module):
     def __init__(
         self,
         config: Encoder,
-        reader: Attention | None,
+        reader: Attention | Pairs | None,
         size_in: int,
         extra: int,
         layers: Layers,
@@ -310,3 +337,39 @@ class Attention(nn.Module):
             return x.mean(-2), None
         share = present.float().unsqueeze(-1)  # (..., L, 1)
         return (x * share).sum(-2) / share.sum(-2).clamp(min=1), None
+
+
+class Pairs(nn.Module):
+    """Reads an observation as tokens, and sums what each makes of the agent's own.
+
+    Parameters
+    ----------
+    obs_dim : int
+    config : PairsEncoder
+    tokens : Tokens or None
+        How the world arranges its observation; None makes a token of every feature: its number and
+        which it is.
+    """
+
+    def __init__(self, obs_dim: int, config: PairsEncoder, tokens: Tokens | None):
+        super().__init__()
+        self.tokens, count = tokens, obs_dim if tokens is None else tokens.count
+        self.own = count - 1 if tokens is not None and tokens.ordered and tokens.flagged else 0
+        placed = tokens is None or tokens.ordered  # the place in the order means something
+        self.places = count if placed else 0
+        size = (1 if tokens is None else tokens.size) + self.places
+        self.pair = mlp(2 * size, config.pair_hidden)
+        self.size = config.pair_hidden[-1]
+
+    def forward(self, obs: Tensor, need_weights: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return features (..., size); there are no weights."""
+        there, t = None, self.tokens
+        x = obs.unsqueeze(-1) if t is None else obs.unflatten(-1, (t.count, -1))
+        if t is not None and t.flagged:
+            there, x = x[..., :1], x[..., 1:]  # (..., L, 1), (..., L, size)
+        if self.places:
+            place = torch.eye(self.places, device=obs.device).expand(*x.shape[:-1], -1)
+            x = torch.cat([x, place], dim=-1)
+        own = x[..., self.own : self.own + 1, :].expand_as(x)
+        each = self.pair(torch.cat([own, x], dim=-1))  # (..., L, width)
+        return (each if there is None else each * there).sum(-2), {}

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks import record
 from marl_lib.algorithms.dqn import DQN, DQNConfig
+from marl_lib.spec import Spec
 from marl_lib.training import reuse_memory
 
 OBS_DIM, N_ACTIONS, NUM_ENVS = 17, 5, 64
@@ -24,19 +25,14 @@ OBS_DIM, N_ACTIONS, NUM_ENVS = 17, 5, 64
 def learner(replicates: int, batch_size: int, n_agents: int) -> DQN:
     """Return a learner whose replay is filled with random transitions."""
     config = DQNConfig(batch_size=batch_size, buffer_size=50 * NUM_ENVS)
-    dqn = DQN(OBS_DIM, N_ACTIONS, n_agents, NUM_ENVS, range(replicates), config)
+    dqn = DQN(Spec(OBS_DIM, N_ACTIONS, n_agents), NUM_ENVS, range(replicates), config)
     rng = np.random.default_rng(0)
     rows = replicates * NUM_ENVS
     for _ in range(50):
-        dqn.observe(
-            rng.random((rows, n_agents, OBS_DIM), np.float32),
-            rng.integers(0, N_ACTIONS, (rows, n_agents)),
-            rng.random((rows, n_agents), np.float32),
-            rng.random((rows, n_agents, OBS_DIM), np.float32),
-            rng.random(rows) < 0.05,
-            np.zeros(rows, bool),
-            {},
-        )
+        _, stored = dqn.act(rng.random((rows, n_agents, OBS_DIM), np.float32), {})
+        reward, ended = rng.random((rows, n_agents), np.float32), rng.random(rows) < 0.05
+        led_to = {"final_obs": rng.random((rows, n_agents, OBS_DIM), np.float32)}
+        dqn.observe(stored, reward, ended, np.zeros(rows, bool), led_to)
     return dqn
 
 

@@ -54,11 +54,15 @@ class Replicates:
             raise ValueError("a module with buffers cannot be replicated")
         stacked = [torch.stack(p) for p in zip(*(m.parameters() for m in modules), strict=True)]
         self.flat = torch.cat([p.detach().flatten() for p in stacked]).to(device)  # (R × P,)
-        self.flat.grad = torch.zeros_like(self.flat)
         self.target = self.flat.clone() if with_target else None
         self.module = modules[0].to("meta")  # the code; the numbers lie in the buffer
         self.copies = getattr(self.module, "copies", 1)  # networks in each copy of the module
         self._shapes = {n: (len(modules), *p.shape) for n, p in self.module.named_parameters()}
+        self._bind()
+
+    def _bind(self) -> None:
+        """Make the views of the buffers, and the modules that look into them."""
+        self.flat.grad = torch.zeros_like(self.flat)
         self.grads = self.views(self.flat.grad)
         self.params = self.views(self.flat)
         for name, parameter in self.params.items():
@@ -79,6 +83,18 @@ class Replicates:
 
     def __len__(self) -> int:
         return next(iter(self._shapes.values()))[0]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Replicates:
+        """Return a copy with buffers of its own; views copied one by one would come apart."""
+        twin: Replicates = object.__new__(type(self))
+        memo[id(self)] = twin
+        twin.flat = self.flat.detach().clone()
+        twin.target = None if self.target is None else self.target.clone()
+        twin.module, twin.copies = deepcopy(self.module, memo), self.copies
+        twin._shapes = dict(self._shapes)
+        twin._bind()
+        twin.train(self.module.training)
+        return twin
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """Return a buffer like ``flat`` as named parameters (R, *shape) that share its memory."""

@@ -15,6 +15,10 @@ from marl_lib.algorithms.qmix import QMIX, QMIXConfig, VDNConfig
 from marl_lib.envs import BatchedMatrixGame
 from marl_lib.envs.matrix import GAMES, joint_values
 from marl_lib.nn.mixing import SumMixer
+from marl_lib.spec import Spec
+
+SIZES = Spec(obs_dim=3, n_actions=2, n_agents=2)
+WIDE = {"encoder": {"hidden": (64,)}, "max_grad_norm": None}  # as the chapter's agents
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +122,10 @@ def test_transitions_are_those_of_the_world(book, everything):
 def test_agents_equal_the_library_s(book):
     torch.manual_seed(0)
     ours = book["Agents"](3, 2)
-    learner = QMIX(3, 2, 2, 1, [0], QMIXConfig(hidden=(64,)))
-    learner.agents.flat.data.copy_(flat(ours))
+    learner = QMIX(SIZES, 1, [0], QMIXConfig(**WIDE))
+    learner.nets["agents"].flat.copy_(flat(ours))
     obs = torch.randn(7, 2, 3)
-    torch.testing.assert_close(ours(obs), learner.q_values(obs[None])[0])
+    torch.testing.assert_close(ours(obs), learner.outputs(obs[None])[0])
 
 
 def test_mixers_equal_the_library_s(book):
@@ -133,30 +137,34 @@ def test_mixers_equal_the_library_s(book):
         torch.testing.assert_close(ours(q, state), book["as_in_library"](ours)(q, state))
 
 
-@pytest.mark.parametrize("kind", ["sum", "monotonic"])
-def test_loss_and_its_gradient_equal_the_library_s(book, everything, kind):
+@pytest.mark.parametrize("config", [VDNConfig, QMIXConfig])
+def test_loss_and_its_gradient_equal_the_library_s(book, everything, config):
     torch.manual_seed(2)
-    make = book["Sum"] if kind == "sum" else book["Mixer"]
+    make = book["Sum"] if config is VDNConfig else book["Mixer"]
     nets, targets = (torch.nn.ModuleList([book["Agents"](3, 2), make()]) for _ in range(2))
-    config = (VDNConfig if kind == "sum" else QMIXConfig)(gamma=0.9, hidden=(64,))
-    learner = QMIX(3, 2, 2, 1, [0], config)
-
-    def like_library(module):
-        return book["as_in_library"](module) if isinstance(module, book["Mixer"]) else module
-
-    for buffer, slow, ours, still in zip(
-        learner.nets, learner.targets, nets, targets, strict=False
-    ):
-        buffer.flat.data.copy_(flat(like_library(ours)))
-        slow.copy_(flat(like_library(still)))
-    batch = {name: x.unsqueeze(0) for name, x in everything.items()}
-    ours, theirs = book["team_loss"](nets, targets, everything, 0.9), learner.loss(batch)
-    torch.testing.assert_close(ours, theirs[0])
+    learner = QMIX(SIZES, 1, [0], config(gamma=0.9, **WIDE))
+    for net, ours, still in zip(learner.nets.values(), nets, targets, strict=False):
+        net.flat.copy_(book["weights_of"](ours))
+        net.target.copy_(book["weights_of"](still))
+    ours = book["team_loss"](nets, targets, everything, 0.9)
+    torch.testing.assert_close(ours, book["loss_of"](learner, everything))
     ours.backward()
-    theirs.sum().backward()
+    learner.descend(
+        lambda net, batch: learner.loss(net, net.target, batch),
+        tuple(learner.nets),
+        drawn(everything, 0.9),
+    )
     mine = torch.cat([p.grad.flatten() for p in nets[0].parameters()])
-    torch.testing.assert_close(mine, learner.agents.flat.grad, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(mine, learner.nets["agents"].flat.grad, atol=1e-5, rtol=1e-4)
     assert all(p.grad is None for p in targets.parameters())
+
+
+def drawn(batch, gamma):
+    """Return a batch of the chapter's as a replay gives it, tensors (R, batch, T, ...)."""
+    reward, terminated = batch["reward"], batch["terminated"]
+    more = {"reward": reward[:, None], "first": torch.zeros_like(terminated)}
+    stored = {**batch, **more, "discount": torch.full_like(reward, gamma)}
+    return {name: x[None, :, None] for name, x in stored.items()}
 
 
 def test_slopes_of_the_mixer_are_never_negative_and_of_the_free_one_are(book):
@@ -252,11 +260,11 @@ def test_shortsighted_learner_is_caught_and_the_library_is_not(book, everything)
 
 
 def test_shortsighted_learner_fits_the_reward(book, everything):
-    learner = book["Shortsighted"](3, 2, 2, 1, [0], VDNConfig())
-    batch = {name: x.unsqueeze(0) for name, x in everything.items()}
-    q = learner.q_values(batch["obs"]).gather(-1, batch["action"].unsqueeze(-1)).squeeze(-1)
-    expected = (q.sum(-1) - batch["reward"]).square().mean()
-    torch.testing.assert_close(learner.loss(batch)[0], expected)
+    learner = book["Shortsighted"](SIZES, 1, [0], VDNConfig())
+    q = learner.outputs(everything["obs"][None])[0]
+    q = q.gather(-1, everything["action"].unsqueeze(-1)).squeeze(-1)
+    expected = (q.sum(-1) - everything["reward"]).square().mean()
+    torch.testing.assert_close(book["loss_of"](learner, everything), expected)
 
 
 def test_leaky_loss_is_caught_and_ours_is_not(book, everything):

@@ -21,7 +21,13 @@ from marl_lib.algorithms.sac import SAC, SACConfig
 from marl_lib.config import ConfigError
 from marl_lib.interpret import ActionValues, Agent
 from marl_lib.nn.distributions import Categorical, DiagonalGaussian, SquashedGaussian
-from marl_lib.nn.encoders import AttentionEncoder, Encoder, GRUEncoder, MLPEncoder
+from marl_lib.nn.encoders import (
+    AttentionEncoder,
+    Encoder,
+    GRUEncoder,
+    MLPEncoder,
+    PairsEncoder,
+)
 from marl_lib.nn.layers import Layers
 from marl_lib.nn.team import Team
 from marl_lib.spec import Spec, Tokens
@@ -239,7 +245,9 @@ def test_attention_is_shared_among_the_features(pooling: Any, memory: Any, says:
 
 def test_attention_counts_only_where_features_are_tokens() -> None:
     assert set(interpret.feature_importance(agent(MLP), states())) == PLAIN
-    assert agent(MLP).attention(states()) == {}
+    for encoder in (MLP, PairsEncoder()):
+        assert agent(encoder).attention(states()) == {}
+    assert set(interpret.feature_importance(agent(PairsEncoder()), states())) == PLAIN
     entities = agent(ATTENTION, obs_dim=6, tokens=Tokens(2, 2, ordered=False))
     found = interpret.feature_importance(entities, states(obs_dim=6))
     assert set(found) == {"gradient_input", "permutation"}  # zero is "absent" there

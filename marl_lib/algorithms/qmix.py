@@ -160,9 +160,7 @@ class WQMIXConfig(QMIXConfig):
     ----------
     weighting : {"optimistic", "central"}
         Full weight for joint actions whose value is underestimated (OW-QMIX), or that are or may be
-        better than what the agents think best (CW-QMIX).
-    alpha : float
-        Weight of the others, in (0, 1]; 1 is QMIX with unrestricted targets.
+        better than what the agents think best (CW-QMIX); ``alpha`` for the others.
     """
 
     weighting: Literal["optimistic", "central"] = "optimistic"
@@ -193,7 +191,7 @@ class WQMIX(QMIX):
         """
         c, b, (obs, first) = self.config, self.burn_in, (batch["obs"], batch["first"])
         q, _, chooser = action_values(net.agents, target.agents, batch, b, c.double)
-        central, remembered = along(net.central, obs, first, b)
+        central = along(net.central, obs, first, b)[0]
         theirs = memories(target.central, obs, first, b)
         batch = rest(batch, b)
         state, after = batch["obs"].flatten(-2), batch["next_obs"].flatten(-2)
@@ -205,8 +203,9 @@ class WQMIX(QMIX):
             if c.weighting == "optimistic":
                 matters = goal > total
             else:
-                legal = q.masked_fill(~batch["mask"], -torch.inf) if "mask" in batch else q
-                best = legal.argmax(-1)
+                best = (q.masked_fill(~batch["mask"], -torch.inf) if "mask" in batch else q).argmax(
+                    -1
+                )
                 worth = net.central_mixer(taken(central, best), state)
                 matters = (goal > worth) | (best == batch["action"]).all(-1)
             weight = torch.where(matters, 1.0, c.alpha)

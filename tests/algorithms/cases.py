@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,7 @@ SMALL_REPLAY = {
     "batch_size": 8, "buffer_size": 400, "learning_starts": 0, "train_every": ENVS,
     "sequence_length": 4, "burn_in": 1,
 }  # fmt: skip
+BARE = {"normalise_obs": False, "normalise_reward": False, "normalise_advantage": False}
 SMALL_ROLLOUT = {"rollout": 4, "epochs": 2, "batch_size": 8, "sequence_length": 2}
 
 # Name of a case -> the algorithm, the world, settings of its own.
@@ -59,7 +61,7 @@ DISCRETE = [name for name, (_, spec, _) in LEARNERS.items() if spec.bounds is No
 
 def learner(
     name: str,
-    encoder: str = "mlp",
+    encoder: str | dict[str, Any] = "mlp",
     seeds: tuple[int, ...] = (0, 3),
     num_envs: int = ENVS,
     *,
@@ -72,7 +74,8 @@ def learner(
     algorithm, world, own = LEARNERS[name]
     kind, config = ALGORITHMS[algorithm]
     small = SMALL_REPLAY if name in OFF_POLICY else SMALL_ROLLOUT
-    given = {"encoder": ENCODERS[encoder], **small, **own, **changes}
+    encoder = ENCODERS[encoder] if isinstance(encoder, str) else encoder
+    given = {"encoder": encoder, **small, **own, **changes}
     spec = world if spec is None else spec
     return kind(spec, num_envs, seeds, config(**given), total_steps=total_steps, device=device)
 
@@ -186,14 +189,15 @@ def same(a: Any, b: Any) -> bool:
 
 
 def networks(
-    learner: Any, name: str, r: int = 0, role: str = "fixed"
+    learner: Any, name: str, r: int = 0, role: str = "fixed", part: str = ""
 ) -> list[Callable[[Tensor], Tensor]]:
     """Return what each agent's network of replicate r says of inputs (..., D), without memory.
 
     Each is called on its own, an agent's id put on by hand where one network serves all; their
-    parameters, in attribute ``params``, take gradients.
+    parameters, in attribute ``params``, take gradients. ``part`` names a team within the network.
     """
     team = learner.nets[name].network(r, role)
+    team = getattr(team, part) if part else team
     params = {n: p.detach().clone().requires_grad_() for n, p in team.network.named_parameters()}
 
     def one(i: int) -> Callable[[Tensor], Tensor]:
@@ -214,3 +218,19 @@ def networks(
 def replaced(learner: Any, **changes: Any) -> None:
     """Change the settings of a learner that exists."""
     learner.config = dataclasses.replace(learner.config, **changes)
+
+
+def slow_advantage(
+    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, ended: Tensor,
+    gamma: float, lam: float,
+) -> Tensor:  # fmt: skip
+    """Return equation 16 as a sum over later errors, for (T, B)."""
+    out = torch.zeros_like(reward)
+    for t, b in itertools.product(*map(range, reward.shape)):
+        for later in range(t, len(reward)):
+            follows = 0.0 if terminated[later, b] else gamma * next_value[later, b]
+            delta = reward[later, b] + follows - value[later, b]
+            out[t, b] += (gamma * lam) ** (later - t) * delta
+            if ended[later, b]:
+                break
+    return out

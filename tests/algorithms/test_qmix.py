@@ -1,655 +1,340 @@
-"""QMIX and VDN against loops over plain networks, numbers made by hand and exact values."""
+"""VDN, QMIX, Weighted QMIX: numbers made by hand, loops over plain networks and exact values."""
 
 from __future__ import annotations
 
-import dataclasses
-import io
+import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from algorithms.cases import (
+    ACTIONS,
+    AGENTS,
+    MEMORIES,
+    OBS,
+    full,
+    learner,
+    loss_of,
+    scatter,
+)
+from torch import Tensor, nn
+from torch.func import functional_call
 
-from marl_lib.algorithms.qmix import QMIX, Agent, QMIXConfig
-from marl_lib.config import ConfigError
+from marl_lib.algorithms.qmix import QMIX, WQMIX, QMIXConfig, WQMIXConfig
 from marl_lib.envs import make
 from marl_lib.envs.matrix import GAMES, joint_values
-from marl_lib.nn.mixing import MonotonicMixer
+from marl_lib.replicates import lift
+from marl_lib.spec import Spec
 from marl_lib.training import LoopConfig, Trainer
 
-OBS, ACTIONS, AGENTS, BATCH, LENGTH = 4, 3, 2, 6, 5
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-SMALL = QMIXConfig(
-    hidden=(8,), memory=7, mixer_width=4, hyper_width=6, batch_size=16, buffer_size=400,
-    learning_starts=0, train_every=1, sequence_length=LENGTH, burn_in=2,
-)  # fmt: skip
-KINDS = pytest.mark.parametrize(
-    "changes",
-    [
-        {"mixer": mixer, "recurrent": recurrent, "share_parameters": share}
-        for mixer in ("monotonic", "sum")
-        for recurrent in (False, True)
-        for share in (True, False)
-    ],
-    ids=lambda c: "-".join(str(v) for v in c.values()),
-)
+sharing = pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
+weightings = pytest.mark.parametrize("weighting", ["optimistic", "central"])
+
+# Losses by hand -----------------------------------------------------------------------------------
 
 
-def learner(seeds: tuple[int, ...] = (0, 3), num_envs: int = 2, **changes: Any) -> QMIX:
-    given = {k: changes.pop(k) for k in ("action_masks", "device", "n_agents") if k in changes}
-    config = dataclasses.replace(SMALL, **changes)
-    return QMIX(OBS, ACTIONS, given.pop("n_agents", AGENTS), num_envs, seeds, config, **given)
+def constant(net: Any, bias: list[float], role: str = "fixed") -> None:
+    """Make all agents value their actions alike, whatever they see."""
+    for key, p in net.roles[role].items():
+        p.detach().zero_()
+        if key == "network.head.advantage.bias":
+            p.copy_(torch.tensor(bias))
 
 
-def scatter_targets(qmix: QMIX) -> None:
-    """Make the target networks differ from the networks, as they do between copies."""
-    g = torch.Generator().manual_seed(9)
-    for target in qmix.targets:
-        target.add_(0.3 * torch.randn(target.shape, generator=g).to(qmix.device))
-
-
-def random_batch(qmix: QMIX, seed: int = 0) -> dict[str, Tensor]:
-    """Return a batch as the replay gives it: (R, BATCH, ...), with memory (R, BATCH, T, ...)."""
-    g = torch.Generator().manual_seed(seed)
-    recurrent, n = qmix.config.recurrent, qmix.n_agents
-    lead = (len(qmix.seeds), BATCH, *([LENGTH] if recurrent else []))
+def rows(*given: tuple[tuple[int, int], float, bool, bool]) -> dict[str, Tensor]:
+    """Return a batch of steps: actions, reward, terminated, truncated."""
+    action, reward, terminated, truncated = zip(*given, strict=True)
+    n = len(given)
     batch = {
-        "obs": torch.randn(*lead, n, OBS, generator=g),
-        "action": torch.randint(ACTIONS, (*lead, n), generator=g),
-        "reward": torch.randn(*lead, generator=g),
-        "next_obs": torch.randn(*lead, n, OBS, generator=g),
-        "terminated": torch.rand(*lead, generator=g) < 0.2,
-        "truncated": torch.rand(*lead, generator=g) < 0.2,
-        "next_mask": torch.rand(*lead, n, ACTIONS, generator=g) < 0.7,
+        "action": torch.tensor(action),
+        "reward": torch.tensor(reward).unsqueeze(-1),
+        "terminated": torch.tensor(terminated),
+        "truncated": torch.tensor(truncated),
+        "discount": torch.full((n,), 0.5),
+        "first": torch.zeros(n, dtype=torch.bool),
+        "obs": torch.zeros(n, 2, OBS),
+        "next_obs": torch.zeros(n, 2, OBS),
     }
-    batch["next_mask"][..., 0] = True
-    if recurrent:  # what follows a step is the next one, but where an episode ended
-        ended = batch["terminated"] | batch["truncated"]
-        goes_on = ~ended[:, :, :-1, None, None]
-        after, next_obs = batch["obs"][:, :, 1:], batch["next_obs"][:, :, :-1]
-        batch["next_obs"][:, :, :-1] = torch.where(goes_on, after, next_obs)
-        batch["first"] = torch.zeros(lead, dtype=torch.bool)
-        batch["first"][:, :, 1:] = ended[:, :, :-1]
-    else:
-        batch["discount"] = torch.rand(*lead, generator=g)
-    return {name: value.to(qmix.device) for name, value in batch.items()}
+    return {name: x.unsqueeze(0).unsqueeze(2) for name, x in batch.items()}
 
 
-def random_step(qmix: QMIX, rng: np.random.Generator) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return random arguments of ``observe``, but for the masks of ``info``, and the masks."""
-    rows, n = len(qmix.seeds) * qmix.num_envs, qmix.n_agents
-    mask = rng.random((rows, n, ACTIONS)) < 0.7
-    mask[..., 0] = True
-    values = (
-        rng.normal(size=(rows, n, OBS)).astype(np.float32),
-        rng.integers(ACTIONS, size=(rows, n)),
-        rng.normal(size=(rows, n)).astype(np.float32),
-        rng.normal(size=(rows, n, OBS)).astype(np.float32),
-        rng.random(rows) < 0.2,
-        rng.random(rows) < 0.2,
-    )
-    return values, {"final_mask": mask}
+def test_targets_by_hand() -> None:
+    vdn = learner("vdn", "mlp", (0,), spec=Spec(OBS, 3, 2))
+    constant(vdn.nets["agents"], [0.0, 3.0, 0.0])
+    constant(vdn.nets["agents"], [1.0, 2.0, 4.0], "target")
+    batch = rows(*[((1, 0), 1.0, over, cut) for over, cut in ((0, 0), (1, 0), (0, 1))])
+    # Q_tot = 3 + 0. The network takes action 1 next, which the target values at 2, for each agent:
+    # 1 + 0.5 × 4 = 3, or 1 where it ended, so the errors are 0, 2, 0.
+    batch["terminated"], batch["truncated"] = batch["terminated"] > 0, batch["truncated"] > 0
+    assert loss_of(vdn, batch).tolist() == pytest.approx([2.0**2 / 3])
 
 
-def feed(qmix: QMIX, steps: int, seed: int = 0) -> None:
-    """Give the learner ``steps`` random steps of all its environments."""
-    rng = np.random.default_rng(seed)
-    for _ in range(steps):
-        values, info = random_step(qmix, rng)
-        qmix.observe(*values, info)
-
-
-# Settings -----------------------------------------------------------------------------------------
+def sum_as(mixer: Any, role: str) -> None:
+    """Make a ForwardMixer of two agents the sum: relu(x) - relu(-x) of x = q¹ + q²."""
+    p = {key: value.detach() for key, value in mixer.roles[role].items()}
+    for value in p.values():
+        value.zero_()
+    p["body.0.weight"][0, :2, :2] = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
+    p["body.2.weight"][0, :2, :2] = torch.eye(2)
+    p["body.4.weight"][0, 0, :2] = torch.tensor([1.0, -1.0])
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("gamma", 1.01),
-        ("gamma", float("nan")),
-        ("learning_rate", 0.0),
-        ("batch_size", 0),
-        ("train_every", 0),
-        ("target_every", 0),
-        ("n_step", 0),
-        ("memory", 0),
-        ("mixer_width", 0),
-        ("hyper_width", 0),
-        ("learning_starts", -1),
-        ("epsilon_end", 1.5),
-        ("hidden", (64, 0)),
-        ("max_grad_norm", -1.0),
-        ("sequence_length", 0),
-        ("burn_in", 16),
-        ("burn_in", -1),
-    ],
+    ("weighting", "loss", "mean_weight"), [("optimistic", 4.4, 0.64), ("central", 4.895, 0.46)]
 )
-def test_impossible_settings_are_refused_by_name(key: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=f"{key} must be .*got"):
-        QMIXConfig(**{key: value})
+def test_weighted_losses_by_hand(weighting: str, loss: float, mean_weight: float) -> None:
+    """Of sums: Q_tot from values 0 and 3, Q* from 1 and 2, its target from 4 and 5; γ = 1/2.
 
+    The agents think (1, 1) best, for which Q* = 4 and its target 10, so y = r + 5, or r.
 
-def test_settings_that_do_not_go_together_are_refused() -> None:
-    with pytest.raises(ConfigError, match="mixer 'sun' is not known; did you mean 'sum'"):
-        QMIXConfig(mixer="sun")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="n_step must be 1 if recurrent, got 3"):
-        QMIXConfig(recurrent=True, n_step=3)
-    with pytest.raises(ConfigError, match="buffer_size must be at least 10 here, got 9"):
-        learner(recurrent=True, buffer_size=9)
-    with pytest.raises(ConfigError, match="buffer_size must be at least 6 here, got 5"):
-        learner(n_step=3, buffer_size=5)
+        action  y      Q_tot  weight OW, CW  Q*
+        (1, 1)  4      6      0.1  1         4
+        (0, 0)  1      0      1    0.1       2
+        (0, 1)  2 end  3      0.1  0.1       3
+        (1, 0)  6      3      1    1         3
+        (0, 1)  3.5    3      1    0.1       3
 
-
-# Acting -------------------------------------------------------------------------------------------
-
-
-def always_first(qmix: QMIX) -> None:
-    """Make action 0 the greedy one everywhere."""
-    with torch.no_grad():
-        qmix.agents.flat.zero_()
-        qmix.agents.params["head.bias"][:, 0] = 1.0
-
-
-def test_each_agent_explores_on_its_own_coin() -> None:
-    many, share = 40, 0.3  # with 40 actions, one that is not greedy was surely explored
-    config = dataclasses.replace(SMALL, epsilon_start=share, epsilon_end=share)
-    qmix = QMIX(OBS, many, 2, 50, [0, 1], config)
-    always_first(qmix)
-    obs = np.zeros((100, 2, OBS), np.float32)
-    explored = np.stack([qmix.act(obs, {}) for _ in range(300)]) > 0  # (300, R × B, N)
-    rate = share * (many - 1) / many
-    assert explored.mean() == pytest.approx(rate, abs=4 * np.sqrt(rate / explored.size))
-    for a, b in [
-        (explored[..., 0], explored[..., 1]),  # not one draw for the team
-        (explored[:, 0], explored[:, 1]),
-        (explored[:, :50], explored[:, 50:]),
-        (explored[:-1], explored[1:]),
-    ]:
-        both = (a & b).mean()
-        assert both == pytest.approx(rate**2, abs=5 * np.sqrt(rate**2 / a.size))
-
-
-@pytest.mark.parametrize("recurrent", [False, True])
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_illegal_actions_are_never_taken(share: float, recurrent: bool) -> None:
-    qmix = learner(
-        num_envs=64,
-        action_masks=True,
-        epsilon_start=share,
-        epsilon_end=share,
-        recurrent=recurrent,
-        buffer_size=1000,
+    The weighted squares of y - Q_tot add up to 10.75 or 13.225, those of y - Q* to 11.25.
+    """
+    wqmix = learner(
+        "wqmix", "mlp", (0,), spec=Spec(OBS, 2, 2), mixer="sum", weighting=weighting, alpha=0.1
     )
-    rng, policy = np.random.default_rng(0), qmix.policy()
-    taken = np.zeros(ACTIONS)
-    for _ in range(20):
-        obs = 5 * rng.normal(size=(128, AGENTS, OBS)).astype(np.float32)
-        mask = (rng.integers(1, 8, size=(128, AGENTS, 1)) >> np.arange(ACTIONS) & 1).astype(bool)
-        for act in (qmix.act, policy):
-            action = act(obs, {"action_mask": mask})
-            assert np.take_along_axis(mask, action[..., None], -1).all()
-            taken += np.bincount(action.ravel(), minlength=ACTIONS)
-    assert (taken > 100).all()
+    constant(wqmix.nets["agents"], [0.0, 3.0])
+    constant(wqmix.nets["agents"], [100.0, 0.0], "target")  # has no say
+    constant(wqmix.nets["central"], [1.0, 2.0])
+    constant(wqmix.nets["central"], [4.0, 5.0], "target")
+    for role in ("fixed", "target"):
+        sum_as(wqmix.nets["central_mixer"], role)
+    batch = rows(
+        ((1, 1), -1.0, False, False),
+        ((0, 0), -4.0, False, True),  # out of time, which is no end
+        ((0, 1), 2.0, True, False),
+        ((1, 0), 1.0, False, False),
+        ((0, 1), -1.5, False, False),
+    )
+    found, figures = lift(lambda net, b: wqmix.loss(net, net.target, b), wqmix.nets, batch)
+    assert found.tolist() == pytest.approx([loss])
+    assert figures["weight"].tolist() == pytest.approx([mean_weight])
 
 
-@KINDS
-def test_greedy_actions_are_the_best_of_plain_networks(changes: dict[str, Any]) -> None:
-    qmix = learner(**changes)
-    obs = np.random.default_rng(0).normal(size=(3, 2, 5, AGENTS, OBS)).astype(np.float32)
-    before = qmix.streams.state_dict()["count"].copy()
-    policy = qmix.policy()
-    found = [policy(step.reshape(10, AGENTS, OBS), {}).reshape(2, 5, AGENTS) for step in obs]
-    for r, row, i in np.ndindex(2, 5, AGENTS):
-        seen = torch.stack([see(qmix, torch.from_numpy(o[r, row, i]), i) for o in obs])
-        q = plain_values(plain_agent(qmix, qmix.agents.flat, r, i), seen, torch.zeros(3))
-        assert [int(action[r, row, i]) for action in found] == q.argmax(-1).tolist()
-    np.testing.assert_array_equal(qmix.streams.state_dict()["count"], before)
+# Losses against plain networks --------------------------------------------------------------------
 
 
-def test_agents_see_only_their_own_observation() -> None:
-    for share in (True, False):
-        qmix = learner(share_parameters=share)
-        obs = random_batch(qmix)["obs"]
-        q, other = qmix.q_values(obs), obs.clone()
-        other[:, :, 1] += 1.0
-        assert torch.equal(qmix.q_values(other)[:, :, 0], q[:, :, 0])
-        assert not torch.allclose(qmix.q_values(other)[:, :, 1], q[:, :, 1])
+def plain_agents(qmix: Any, name: str, r: int, role: str) -> list[Any]:
+    """Return ``values(obs (T, D), first (T,)) -> (T, A)`` of each agent, by torch's own cells.
+
+    All of them hold ``params``, the parameters, those of an agent along the first axis if each has
+    its own.
+    """
+    team = qmix.nets[name].network(r, role)
+    params = {n: x.detach().clone().requires_grad_() for n, x in team.network.named_parameters()}
+    cells: dict[str, type[nn.Module]] = {"gru": nn.GRUCell, "lstm": nn.LSTMCell}
+    memory = qmix.config.encoder.memory
+
+    def one(i: int) -> Any:
+        p = params if team.copies == 1 else {n: x[i] for n, x in params.items()}
+        mark = torch.eye(AGENTS)[i] if team.copies == 1 else torch.zeros(0)
+
+        def values(obs: Tensor, first: Tensor) -> Tensor:
+            state, out = None, []
+            for x, new in zip(obs, first, strict=True):
+                x = torch.cat([x, mark]) @ p["encoder.body.0.weight"].T + p["encoder.body.0.bias"]
+                h = x.relu()
+                if memory != "none":
+                    cell = cells[memory](8, 5)
+                    pairs = itertools.product(
+                        (("ih", "input"), ("hh", "hidden")), ("weight", "bias")
+                    )
+                    own = {f"{k}_{to}": p[f"encoder.cell.{ours}.{k}"] for (to, ours), k in pairs}
+                    state = functional_call(cell, own, (h[None], None if new else state))
+                    h = (state if memory == "gru" else state[0])[0]
+                out.append(h @ p["head.advantage.weight"].T + p["head.advantage.bias"])
+            return torch.stack(out)
+
+        values.params = params  # type: ignore[attr-defined]
+        return values
+
+    return [one(i) for i in range(AGENTS)]
 
 
-def test_a_shared_network_knows_whose_values_it_gives() -> None:
-    qmix = learner()
-    obs = random_batch(qmix)["obs"][:, :, :1].expand(-1, -1, AGENTS, -1)
-    q = qmix.q_values(obs)
-    assert not torch.allclose(q[:, :, 0], q[:, :, 1])
+def plain(qmix: Any, r: int) -> SimpleNamespace:
+    """Return the networks of a replicate: lists of plain agents, mixers; targets too."""
+
+    def mixer(name: str, role: str) -> Any:
+        if name not in qmix.nets:
+            return lambda q, state: q.sum()
+        return qmix.nets[name].network(r, role).requires_grad_(role == "fixed")
+
+    nets = SimpleNamespace()
+    for role, prefix in (("fixed", ""), ("target", "target_")):
+        for name in {"agents", "central"} & qmix.nets.keys():
+            setattr(nets, prefix + name, plain_agents(qmix, name, r, role))
+        for name in ("mixer", "central_mixer"):
+            setattr(nets, prefix + name, mixer(name, role))
+    return nets
 
 
-# Memory -------------------------------------------------------------------------------------------
-
-
-def test_the_memory_begins_anew_with_each_episode() -> None:
-    """Acting through an episode's end is acting in two runs, row by row."""
-    qmix = learner(recurrent=True, epsilon_start=0.0, epsilon_end=0.0)
-    fresh = learner(recurrent=True, epsilon_start=0.0, epsilon_end=0.0)
-    rng = np.random.default_rng(0)
-    values, _ = random_step(qmix, rng)
-    terminated, truncated = np.eye(4, dtype=bool)[0], np.eye(4, dtype=bool)[3]
-    never = np.zeros(4, bool)
-    ended = terminated | truncated
-    qmix.act(values[0], {})
-    qmix.observe(*values[:4], terminated, truncated, {})
-    assert not qmix.memory.flatten(0, 1)[ended].any()  # after termination, and truncation
-    assert (qmix.memory.flatten(0, 1)[~ended] != 0).any(-1).all()
-    qmix.observe(*values[:4], never, never, {})
-    kept = qmix.memory.clone()
-    obs = random_step(qmix, rng)[0][0]
-    qmix.act(obs, {})
-    fresh.act(obs, {})
-    rows, others = (x.memory.flatten(0, 1) for x in (qmix, fresh))
-    torch.testing.assert_close(rows[ended], others[ended])
-    assert (rows[~ended] != others[~ended]).any(-1).all()
-    assert not torch.equal(kept, qmix.memory)
-
-
-def test_a_policy_has_a_memory_of_its_own() -> None:
-    qmix = learner(recurrent=True)
-    obs = np.random.default_rng(0).normal(size=(4, AGENTS, OBS)).astype(np.float32)
-    policy, acting = qmix.policy(), qmix.memory.clone()
-    calls = [policy(obs, {}) for _ in range(30)]
-    assert torch.equal(qmix.memory, acting)
-    again = qmix.policy()
-    np.testing.assert_array_equal([again(obs, {}) for _ in range(30)], calls)
-    # with one memory for all, the second policy would have gone on where the first stood
-
-
-@pytest.mark.parametrize("burn_in", [0, 2])
-def test_the_burn_in_fills_the_memory_and_learns_nothing(burn_in: int) -> None:
-    qmix = learner(recurrent=True, burn_in=burn_in)
-    batch = random_batch(qmix)
-    for name in ("terminated", "truncated", "first"):
-        batch[name] = torch.zeros_like(batch[name])
-    obs = batch["obs"].requires_grad_()
-    loss = qmix.loss(batch)
-    (slope,) = torch.autograd.grad(loss.sum(), obs)
-    assert not slope[:, :, :burn_in].any()
-    assert slope[:, :, burn_in:].flatten(3).any(-1).all()
-    for name in ("action", "reward"):
-        other = {**batch, name: batch[name].clone()}
-        other[name][:, :, :burn_in] = 0
-        torch.testing.assert_close(qmix.loss(other), loss, rtol=0, atol=0)
-    if burn_in:  # but it is seen
-        other = {**batch, "obs": batch["obs"].detach().clone()}
-        other["obs"][:, :, :burn_in] += 1.0
-        assert (qmix.loss(other) != loss).all()
-
-
-# Values and loss ----------------------------------------------------------------------------------
-
-
-def see(qmix: QMIX, obs: Tensor, i: int) -> Tensor:
-    return torch.cat([obs, torch.eye(AGENTS)[i]]) if qmix.config.share_parameters else obs
-
-
-def plain_agent(qmix: QMIX, flat: Tensor, r: int, i: int) -> Agent:
-    """Return the network of one agent as a module of its own."""
-    c, views = qmix.config, qmix.agents.views(flat)
-    inputs = OBS + (AGENTS if c.share_parameters else 0)
-    net = Agent(inputs, ACTIONS, c.hidden, c.memory if c.recurrent else None)
-    g = r if c.share_parameters else r * AGENTS + i
-    net.load_state_dict({name: p[g].clone() for name, p in views.items()})
-    return net
-
-
-def plain_values(net: Agent, seen: Tensor, first: Tensor) -> Tensor:
-    """Return the values along one agent's sequence (T, D), step by step, by torch's own cell."""
-    if net.cell is None:
-        return torch.stack([net.head(net.body(x)) for x in seen])
-    torchs = torch.nn.GRUCell(net.cell.input.in_features, net.head.in_features)
-    torchs.weight_ih, torchs.bias_ih = net.cell.input.weight, net.cell.input.bias
-    torchs.weight_hh, torchs.bias_hh = net.cell.hidden.weight, net.cell.hidden.bias
-    state, values = torch.zeros(net.head.in_features), []
-    for x, new in zip(seen, first, strict=True):
-        state = torchs(net.body(x), torch.zeros_like(state) if new else state)
-        values.append(net.head(state))
-    return torch.stack(values)
-
-
-def plain_mixer(qmix: QMIX, flat: Tensor, r: int) -> MonotonicMixer:
-    assert qmix.mixer is not None
-    net = MonotonicMixer(AGENTS, AGENTS * OBS, qmix.config.mixer_width, qmix.config.hyper_width)
-    net.load_state_dict({name: p[r].clone() for name, p in qmix.mixer.views(flat).items()})
-    return net
-
-
-def slow_loss(qmix: QMIX, batch: dict[str, Tensor], r: int) -> tuple[Tensor, list[Any]]:
-    """Return the loss of one replicate in loops over plain networks, and those that learn."""
-    c = qmix.config
-    online = [plain_agent(qmix, qmix.agents.flat, r, i) for i in range(AGENTS)]
-    target = [plain_agent(qmix, qmix.targets[0], r, i) for i in range(AGENTS)]
-    mixers: list[Any] = [lambda q, _: q.sum()] * 2
-    if qmix.mixer is not None:
-        mixers = [plain_mixer(qmix, flat, r) for flat in (qmix.mixer.flat, qmix.targets[1])]
-    if not c.recurrent:  # as sequences of one step
-        batch = {name: value.unsqueeze(2) for name, value in batch.items()}
-        batch["first"] = torch.zeros_like(batch["terminated"])
-    losses = []
-    for b in range(BATCH):
+def slow_loss(qmix: Any, batch: dict[str, Tensor], r: int) -> tuple[Tensor, SimpleNamespace]:
+    """Return the loss of one replicate in loops over plain networks, and those networks."""
+    c, nets, losses = qmix.config, plain(qmix, r), []
+    weighted = isinstance(qmix, WQMIX)
+    remembers = c.encoder.remembers
+    for b in range(batch["reward"].shape[1]):
         row = {name: value[r, b] for name, value in batch.items()}
-        for t in range(c.burn_in if c.recurrent else 0, len(row["reward"])):
-            chosen, best = [], []
+        for t in range(qmix.burn_in, len(row["reward"])):
+            seen = slice(0, t + 1) if remembers else slice(t, t + 1)
+            chosen, true, worth, best, after = [], [], [], [], []
             for i in range(AGENTS):
-                past = torch.stack([see(qmix, x[i], i) for x in row["obs"][: t + 1]])
-                q = plain_values(online[i], past, row["first"][: t + 1])[-1]
+                past, first = row["obs"][seen, i], row["first"][seen]
+                q = nets.agents[i](past, first)[-1]
                 chosen.append(q[row["action"][t, i]])
-                after = torch.cat([past, see(qmix, row["next_obs"][t, i], i)[None]])
-                after, first = (after, row["first"][: t + 1]) if c.recurrent else (after[1:], [])
-                first = torch.tensor([*first, False])
-                judge = plain_values(target[i], after, first)[-1].detach()
-                chooser = plain_values(online[i], after, first)[-1] if c.double else judge
-                legal = [a for a in range(ACTIONS) if row["next_mask"][t, i, a]]
-                best.append(judge[max(legal, key=lambda a, values=chooser: values[a])])
-            total = mixers[0](torch.stack(chosen), row["obs"][t].flatten())
-            value = mixers[1](torch.stack(best), row["next_obs"][t].flatten()).detach()
-            discount = c.gamma if c.recurrent else row["discount"][t]
-            goal = row["reward"][t] + (0.0 if row["terminated"][t] else discount * value)
-            losses.append((total - goal) ** 2)
-    return torch.stack(losses).mean(), [*online, mixers[0]]
+                legal = [a for a in range(ACTIONS) if row["mask"][t, i, a]]
+                best.append(max(legal, key=lambda a, q=q: q[a]))
+                if weighted:
+                    central = nets.central[i](past, first)[-1]
+                    true.append(central[row["action"][t, i]])
+                    worth.append(central[best[-1]])
+                then = row["next_obs"][t, i][None]
+                if remembers:  # seen after all that is past
+                    then, first = torch.cat([past, then]), torch.cat([first, first[:1] & False])
+                judge = (nets.target_central if weighted else nets.target_agents)[i](then, first)
+                target = nets.target_agents[i](then, first)[-1]
+                chooser = nets.agents[i](then, first)[-1] if c.double else target
+                legal = [a for a in range(ACTIONS) if row["next_mask"][t, i, a]] or [0]
+                after.append(judge[-1][max(legal, key=lambda a, q=chooser: q[a])])
+            state, next_state = row["obs"][t].flatten(), row["next_obs"][t].flatten()
+            mix = nets.target_central_mixer if weighted else nets.target_mixer
+            value = 0.0 if row["terminated"][t] else mix(torch.stack(after), next_state)
+            goal = torch.as_tensor(row["reward"][t, 0] + row["discount"][t] * value).detach()
+            total, weight = nets.mixer(torch.stack(chosen), state), 1.0
+            if weighted:
+                if c.weighting == "optimistic":
+                    matters = goal > total
+                else:
+                    matters = goal > nets.central_mixer(torch.stack(worth), state)
+                    matters = matters or best == row["action"][t].tolist()
+                weight = 1.0 if matters else c.alpha
+                losses.append((nets.central_mixer(torch.stack(true), state) - goal) ** 2)
+            else:
+                losses.append(torch.zeros(()))
+            losses[-1] = losses[-1] + weight * (total - goal) ** 2
+    return torch.stack(losses).mean(), nets
 
 
-@KINDS
-@pytest.mark.parametrize("double", [False, True])
-def test_the_loss_and_its_gradient_equal_plain_networks(
-    changes: dict[str, Any], double: bool
-) -> None:
-    # The memory is cut off from the burn-in, which the slow loss does not do.
-    qmix = learner(**changes, double=double, action_masks=True, burn_in=0)
-    scatter_targets(qmix)
-    batch = random_batch(qmix)
-    found = qmix.loss(batch)
+def equals_plain_networks(qmix: Any) -> None:
+    scatter(qmix)
+    batch = qmix.sample()
+    for net in qmix.nets.values():
+        net.zero_grad()
+    found = loss_of(qmix, batch)
     found.sum().backward()
     for r in range(2):
         loss, nets = slow_loss(qmix, batch, r)
         torch.testing.assert_close(found[r], loss)
+        if qmix.burn_in:  # memories are cut off from it, which the slow loss does not do
+            continue
         loss.backward()
-        for name, grad in qmix.agents.grads.items():
-            parts = [dict(net.named_parameters())[name].grad for net in nets[:-1]]
-            if qmix.config.share_parameters:
-                torch.testing.assert_close(grad[r], torch.stack(parts).sum(0), msg=name)
-            else:
-                mine = grad.unflatten(0, (2, AGENTS))[r]
-                torch.testing.assert_close(mine, torch.stack(parts), msg=name)
-        if qmix.mixer is not None:
-            for name, p in nets[-1].named_parameters():
-                torch.testing.assert_close(qmix.mixer.grads[name][r], p.grad, msg=name)
+        for n, net in qmix.nets.items():
+            one = getattr(nets, n)
+            params = one[0].params if isinstance(one, list) else dict(one.named_parameters())
+            for key, p in params.items():
+                grad = net.grads[f"network.{key}" if isinstance(one, list) else key][r]
+                torch.testing.assert_close(grad, p.grad, msg=f"{n}.{key}")
 
 
-@pytest.mark.parametrize("mixer", ["monotonic", "sum"])
-def test_the_value_after_a_burn_in_equals_plain_networks(mixer: str) -> None:
-    qmix = learner(mixer=mixer, recurrent=True, burn_in=2, action_masks=True)
-    scatter_targets(qmix)
-    batch = random_batch(qmix)
-    expected = torch.stack([slow_loss(qmix, batch, r)[0] for r in range(2)])
-    torch.testing.assert_close(qmix.loss(batch), expected)
+@pytest.mark.parametrize("name", ["vdn", "qmix"])
+@pytest.mark.parametrize("double", [False, True])
+@sharing
+def test_the_loss_and_its_gradient_equal_plain_networks(
+    name: str, double: bool, share: bool
+) -> None:
+    equals_plain_networks(full(name, double=double, share_parameters=share))
 
 
-def test_targets_by_hand() -> None:
-    """With all weights zero the values are the biases: the errors can be counted."""
-    qmix = learner((0,), mixer="sum", gamma=0.5)
-    qmix.agents.flat.data.zero_()
-    qmix.targets[0].zero_()
-    qmix.agents.views(qmix.targets[0])["head.bias"][:] = torch.tensor([1.0, 2.0, 4.0])
-    qmix.agents.params["head.bias"].data[:] = torch.tensor([0.0, 3.0, 0.0])
-    batch = {name: value[:, :3] for name, value in random_batch(qmix).items()}
-    batch["action"][:] = torch.tensor([1, 0])  # Q_tot = 3 + 0
-    batch["reward"][:] = 1.0
-    batch["discount"][:] = 0.5
-    batch["terminated"][:] = torch.tensor([False, True, False])
-    batch["truncated"][:] = torch.tensor([False, False, True])
-    # The network takes action 1 next, which the target values at 2, for each of the two agents.
-    goals = torch.tensor([1 + 0.5 * 4, 1.0, 1 + 0.5 * 4])
-    assert goals.tolist() == [3.0, 1.0, 3.0]
-    assert qmix.loss(batch).item() == pytest.approx(2.0**2 / 3)  # errors 0, 2, 0
+@pytest.mark.parametrize("encoder", MEMORIES)
+@pytest.mark.parametrize("burn_in", [0, 2])
+@sharing
+def test_with_memory_they_equal_plain_networks_run_step_by_step(
+    encoder: str, burn_in: int, share: bool
+) -> None:
+    equals_plain_networks(full("qmix", encoder, burn_in=burn_in, share_parameters=share))
 
 
-@pytest.mark.parametrize("recurrent", [False, True])
-def test_ends_do_not_bootstrap_and_time_limits_do(recurrent: bool) -> None:
-    qmix = learner(recurrent=recurrent, burn_in=0)
-    scatter_targets(qmix)
-    batch = random_batch(qmix)
-    batch["terminated"][:, :3], batch["terminated"][:, 3:] = True, False
-    batch["truncated"][:, :4], batch["truncated"][:, 4:] = False, True
-    loss, ended, cut = qmix.loss(batch), batch["terminated"], batch["truncated"]
-    other = {**batch, "next_obs": batch["next_obs"].clone()}
-    other["next_obs"][ended] = 1e3  # what comes after the end does not count
-    assert torch.equal(qmix.loss(other), loss)
-    other["next_obs"][cut] = 1e3  # what comes after a time limit does
-    assert (qmix.loss(other) != loss).all()
+@weightings
+@sharing
+def test_weighted_losses_equal_plain_networks(weighting: str, share: bool) -> None:
+    made = full("wqmix", weighting=weighting, share_parameters=share, alpha=0.3)
+    equals_plain_networks(made)
 
 
-@pytest.mark.parametrize("recurrent", [False, True])
-def test_illegal_actions_are_never_bootstrapped(recurrent: bool) -> None:
-    for double in (False, True):
-        qmix = learner(action_masks=True, double=double, recurrent=recurrent)
-        scatter_targets(qmix)
-        batch = random_batch(qmix)
-        batch["next_mask"][..., 2] = False
-        batch["action"][batch["action"] == 2] = 0  # else its own value would enter the loss
-        loss = qmix.loss(batch)
-        for flat in (qmix.targets[0], qmix.agents.flat.data):  # illegal, and looks like a prize
-            qmix.agents.views(flat)["head.bias"][:, 2] += 100.0
-            torch.testing.assert_close(qmix.loss(batch), loss, rtol=0, atol=0)
-        batch["next_mask"][..., 2] = True
-        assert (qmix.loss(batch) > loss + 1).all()
-
-
-def test_a_team_without_legal_actions_at_its_end_has_a_finite_loss() -> None:
-    qmix = learner(action_masks=True)
-    batch = random_batch(qmix)
-    batch["next_mask"][batch["terminated"]] = False
-    assert qmix.loss(batch).isfinite().all()
-
-
-@KINDS
-def test_order_of_the_batch_does_not_matter(changes: dict[str, Any]) -> None:
-    qmix = learner(**changes)
-    batch = random_batch(qmix)
-    order = torch.randperm(BATCH, generator=torch.Generator().manual_seed(1))
-    shuffled = {name: value[:, order] for name, value in batch.items()}
-    torch.testing.assert_close(qmix.loss(shuffled), qmix.loss(batch))
-    if qmix.config.recurrent:
-        empty, first = torch.zeros(2, BATCH, AGENTS, 7), batch["first"]
-        q = qmix.q_sequence(batch["obs"], first, empty)[0]
-        torch.testing.assert_close(
-            qmix.q_sequence(batch["obs"][:, order], first[:, order], empty)[0], q[:, order]
-        )
-    else:
-        q = qmix.q_values(batch["obs"])
-        torch.testing.assert_close(qmix.q_values(batch["obs"][:, order]), q[:, order])
-
-
-def test_the_joint_table_is_the_value_of_every_joint_action() -> None:
-    for changes in ({}, {"mixer": "sum"}, {"recurrent": True}, {"share_parameters": False}):
-        qmix = learner(**changes)
-        obs = torch.randn(AGENTS, OBS, generator=torch.Generator().manual_seed(0))
-        for r in range(2):
-            table = qmix.joint_table(obs.numpy(), r)
-            assert table.shape == (ACTIONS, ACTIONS)
-            mixer = None if qmix.mixer is None else plain_mixer(qmix, qmix.mixer.flat, r)
-            q = [
-                plain_values(
-                    plain_agent(qmix, qmix.agents.flat, r, i),
-                    see(qmix, obs[i], i)[None],
-                    torch.zeros(1),
-                )[0]
-                for i in range(AGENTS)
-            ]
-            for a, b in np.ndindex(ACTIONS, ACTIONS):
-                pair = torch.stack([q[0][a], q[1][b]])
-                total = pair.sum() if mixer is None else mixer(pair, obs.flatten())
-                assert table[a, b] == pytest.approx(total.item(), abs=1e-5)
-            best = (int(q[0].argmax()), int(q[1].argmax()))
-            assert table.max() == pytest.approx(table[best])  # each agent's best is the team's
-    with pytest.raises(ValueError, match="two agents, not 3"):
-        learner(n_agents=3).joint_table(np.zeros((3, OBS), np.float32))
-
-
-# Learning -----------------------------------------------------------------------------------------
-
-
-@KINDS
-def test_what_should_move_moves_and_nothing_else(changes: dict[str, Any]) -> None:
-    qmix = learner(**changes, target_every=3, batch_size=256)
-    feed(qmix, 100)
-    before = [net.flat.clone() for net in qmix.nets]
-    for net, target in zip(qmix.nets, qmix.targets, strict=True):
-        assert torch.equal(net.flat, target) and not target.requires_grad
-    for _ in range(2):
-        qmix.learn_once()
-        for old, target in zip(before, qmix.targets, strict=True):
-            assert torch.equal(target, old)
-    for net, old in zip(qmix.nets, before, strict=True):
-        for name, values in net.views(old).items():
-            assert (net.params[name] != values).any(-1).all(), name
-    qmix.learn_once()
-    for net, target in zip(qmix.nets, qmix.targets, strict=True):
-        assert torch.equal(target, net.flat) and target.data_ptr() != net.flat.data_ptr()
-        assert target.grad is None
-
-
-def test_a_team_of_one_has_no_id_and_learns() -> None:
-    for share in (True, False):
-        qmix = learner(n_agents=1, share_parameters=share)
-        assert qmix.agents.params["body.0.weight"].shape == (2, 8, OBS)
-        feed(qmix, 10)
-        assert np.isfinite(qmix.learn_once()["loss"]).all()
+@weightings
+def test_with_a_weight_of_one_both_weightings_are_the_same(weighting: str) -> None:
+    made = [full("wqmix", weighting=w, alpha=1.0) for w in (weighting, "optimistic")]
+    for each in made:
+        scatter(each)
+    batch = made[0].sample()
+    torch.testing.assert_close(*(loss_of(each, batch) for each in made))
 
 
 def test_the_team_is_paid_the_sum() -> None:
     """With every value zero the loss is the square of the rewards: 2, or 2 (1 + γ + γ²)."""
     for n, total in [(1, 2.0), (3, 3.5)]:
-        qmix = learner((0,), 1, mixer="sum", n_step=n, gamma=0.5, max_grad_norm=1e9)
-        qmix.agents.flat.data.zero_()
-        qmix.targets[0].zero_()
-        values, info = random_step(qmix, np.random.default_rng(0))
-        pay, never = np.array([[1.5, 0.5]], np.float32), np.zeros(1, bool)
+        vdn = learner("vdn", "mlp", (0,), 1, n_step=n, gamma=0.5, spec=Spec(1, 2, 2))
+        for flat in (vdn.nets["agents"].flat.detach(), vdn.nets["agents"].target):
+            flat.zero_()
+        obs, never = np.zeros((1, 2, 1), np.float32), np.zeros(1, bool)
         for _ in range(6):
-            qmix.observe(values[0], values[1], pay, values[3], never, never, info)
-        assert qmix.learn_once()["loss"] == pytest.approx([total**2])
+            _, stored = vdn.act(obs, {})
+            pay = np.array([[1.5, 0.5]], np.float32)
+            vdn.observe(stored, pay, never, never, {"final_obs": obs})
+        assert vdn.learn_once()["loss"].tolist() == pytest.approx([total**2])
 
 
-def test_the_learning_rate_goes_down_to_zero_if_asked() -> None:
-    def rates(anneal: bool, total_steps: int | None) -> list[float]:
-        config = dataclasses.replace(SMALL, anneal=anneal, learning_rate=0.5, batch_size=2)
-        qmix = QMIX(OBS, ACTIONS, AGENTS, 2, [0], config, total_steps=total_steps)
-        found = []
-        for _ in range(5):  # of 2 environments each
-            feed(qmix, 1)
-            qmix.learn_once()
-            found.append(qmix.optimizers[1].learning_rate)
-        return found
-
-    assert rates(True, 8) == pytest.approx([0.375, 0.25, 0.125, 0.0, 0.0])
-    assert rates(True, None) == rates(False, 8) == [0.5] * 5
+# The joint table ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_envs", [1, 3, 16, 50])
-def test_updates_for_each_step_do_not_depend_on_the_number_of_environments(num_envs: int) -> None:
-    starts, every = 40, 16
-    qmix = learner((0,), num_envs, learning_starts=starts, train_every=every, batch_size=2)
-    while qmix.steps < 300:
-        feed(qmix, 1)
-        figures = qmix.update()
-        assert qmix.updates == max(0, qmix.steps - starts) // every
-        assert not figures or {v.shape for v in figures.values()} == {(1,)}
+@pytest.mark.parametrize(
+    ("name", "encoder", "share"),
+    [("qmix", "mlp", True), ("vdn", "mlp", True), ("qmix", "gru", True), ("qmix", "mlp", False)],
+)
+def test_the_joint_table_is_the_value_of_every_joint_action(
+    name: str, encoder: str, share: bool
+) -> None:
+    qmix = learner(name, encoder, share_parameters=share)
+    obs = torch.randn(AGENTS, OBS, generator=torch.Generator().manual_seed(0))
+    for r in range(2):
+        table, nets = qmix.joint_table(obs.numpy(), r), plain(qmix, r)
+        assert table.shape == (ACTIONS, ACTIONS)
+        q = [nets.agents[i](obs[i][None], torch.tensor([True]))[0] for i in range(AGENTS)]
+        for a, b in np.ndindex(ACTIONS, ACTIONS):
+            total = nets.mixer(torch.stack([q[0][a], q[1][b]]), obs.flatten())
+            assert table[a, b] == pytest.approx(total.item(), abs=1e-5)
+        best = (int(q[0].argmax()), int(q[1].argmax()))
+        assert table.max() == pytest.approx(table[best])  # each agent's best is the team's
 
 
-@KINDS
-def test_one_of_several_seeds_equals_that_seed_alone(changes: dict[str, Any]) -> None:
-    """In a world, with acting, drawing, learning and copying of targets."""
-    config = dataclasses.replace(SMALL, **changes, epsilon_steps=60, target_every=4, train_every=4)
-
-    def run(seeds: list[int]) -> QMIX:
-        env = make("GridPredatorPrey", 3 * len(seeds), {"size": 3})
-        qmix = QMIX(env.obs_dim, env.n_actions, env.n_agents, 3, seeds, config)
-        Trainer(
-            lambda n: make("GridPredatorPrey", n, {"size": 3}),
-            qmix,
-            LoopConfig(timesteps=60, eval_every=1000, eval_episodes=1, final_episodes=1),
-            progress=False,
-        ).train()
-        return qmix
-
-    team, alone = run([0, 1, 2]), run([1])
-    assert alone.updates > 10
-    data, own = team.replay.data, alone.replay.data
-    for name in own:
-        assert torch.equal(data[name][:, 3:6], own[name]), name
-    for many, one in zip(team.nets, alone.nets, strict=True):
-        for name, p in one.params.items():
-            rows = many.params[name].unflatten(0, (3, -1))[1]
-            torch.testing.assert_close(rows, p, rtol=1e-3, atol=1e-5, msg=name)
-    torch.testing.assert_close(team.memory[1:2], alone.memory, rtol=1e-3, atol=1e-5)
-
-
-@KINDS
-def test_a_restored_learner_goes_on_exactly(changes: dict[str, Any]) -> None:
-    qmix, rng = learner(**changes), np.random.default_rng(2)
-    feed(qmix, 20)
-    obs = [rng.normal(size=(4, AGENTS, OBS)).astype(np.float32) for _ in range(3)]
-    qmix.act(obs[0], {})
-    qmix.update()
-    file = io.BytesIO()
-    torch.save(qmix.state_dict(), file)
-    file.seek(0)
-    other = learner((8, 9), **changes)
-    other.load_state_dict(torch.load(file, weights_only=True))
-    state = qmix.state_dict()
-    acted = []
-    for each in (qmix, other):
-        first = each.act(obs[1], {})
-        feed(each, 5, seed=1)
-        each.update()
-        acted.append([first, each.act(obs[2], {})])
-    np.testing.assert_array_equal(*acted)
-    for a, b in zip(
-        [*(n.flat for n in qmix.nets), *qmix.targets, qmix.memory],
-        [*(n.flat for n in other.nets), *other.targets, other.memory],
-        strict=True,
-    ):
-        assert torch.equal(a, b)
-    assert not torch.equal(state["agents"]["parameters"], qmix.agents.flat)  # a copy, not a view
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_device_and_dtype(device: str) -> None:
-    for recurrent in (False, True):
-        qmix = learner(device=device, action_masks=True, recurrent=recurrent)
-        feed(qmix, 10)
-        figures = qmix.update()
-        assert set(figures) == {"loss", "grad_norm", "mixer_grad_norm"}
-        assert all(value.dtype == np.float32 for value in figures.values())
-        tensors = [*qmix.targets, qmix.memory, *qmix.replay.data.values()]
-        assert {t.device.type for t in tensors} == {device}
-        mask = np.ones((4, AGENTS, ACTIONS), bool)
-        action = qmix.act(np.zeros((4, AGENTS, OBS), np.float32), {"action_mask": mask})
-        assert action.dtype == np.int64 and action.shape == (4, AGENTS)
+def test_a_joint_table_is_for_two() -> None:
+    with pytest.raises(ValueError, match="two agents, not 3"):
+        learner("qmix", spec=Spec(OBS, 2, 3)).joint_table(np.zeros((3, OBS), np.float32))
 
 
 # What is learned ----------------------------------------------------------------------------------
 
 
-def two_step_game(mixer: str, recurrent: bool = False) -> tuple[QMIX, np.ndarray]:
+def two_step_game(mixer: str, memory: str = "none") -> tuple[QMIX, np.ndarray]:
     """Learn the two-step game on ten seeds from uniform play; return the greedy returns too."""
     config = QMIXConfig(
-        mixer=mixer, recurrent=recurrent, learning_rate=3e-3, batch_size=32,
-        buffer_size=4_000, learning_starts=100, train_every=10, target_every=40, epsilon_end=1.0,
-        hidden=(32,), memory=16, mixer_width=8, hyper_width=16, sequence_length=2, burn_in=0,
+        mixer=mixer, learning_rate=3e-3, batch_size=32, buffer_size=4_000, learning_starts=100,
+        train_every=10, target_every=40, epsilon_end=1.0, epsilon_steps=50_000,
+        encoder={"kind": "mlp", "hidden": (32,), "memory": memory, "memory_size": 16},
+        mixer_width=8, hyper_width=16, sequence_length=2, burn_in=0,
     )  # type: ignore[arg-type] # fmt: skip
-    qmix = QMIX(3, 2, 2, 8, list(range(10)), config)
+    qmix = QMIX(Spec(3, 2, 2), 8, list(range(10)), config)
     loop = LoopConfig(timesteps=6_000, eval_every=10**9, eval_episodes=1, final_episodes=1)
-    trainer = Trainer(
-        lambda n: make("MatrixGame", n, {"game": "two-step"}), qmix, loop, progress=False
-    )
+    world = lambda n: make("MatrixGame", n, {"game": "two-step"})  # noqa: E731
+    trainer = Trainer(world, qmix, loop, progress=False)
     return qmix, trainer.train().final["episode_return"].ravel()
 
 
@@ -661,9 +346,8 @@ def test_qmix_finds_the_best_of_the_two_step_game_on_every_seed() -> None:
     qmix, returns = two_step_game("monotonic")
     assert returns.tolist() == [8.0] * 10
     exact = joint_values(GAMES["two-step"], gamma=qmix.config.gamma)
-    for r in range(10):
-        for state in range(3):
-            np.testing.assert_allclose(qmix.joint_table(seen_in(state), r), exact[state], atol=0.4)
+    for r, state in np.ndindex(10, 3):
+        np.testing.assert_allclose(qmix.joint_table(seen_in(state), r), exact[state], atol=0.4)
 
 
 def test_vdn_cannot_represent_the_two_step_game_and_takes_the_safe_branch() -> None:
@@ -678,44 +362,80 @@ def test_vdn_cannot_represent_the_two_step_game_and_takes_the_safe_branch() -> N
 
 
 def test_agents_with_memory_learn_the_two_step_game_too() -> None:
-    assert two_step_game("monotonic", recurrent=True)[1].tolist() == [8.0] * 10
+    assert two_step_game("monotonic", "gru")[1].tolist() == [8.0] * 10
 
 
-def test_only_memory_solves_what_one_observation_does_not_tell() -> None:
+@pytest.mark.parametrize("memory", ["none", *MEMORIES])
+def test_only_memory_solves_what_one_observation_does_not_tell(memory: str) -> None:
     """A cue is seen at the start alone; two steps later both agents must repeat it for a 1."""
-    returns = {}
-    for recurrent in (True, False):
-        config = QMIXConfig(
-            recurrent=recurrent, gamma=1.0, learning_rate=1e-2, batch_size=32,
-            learning_starts=0, train_every=8, target_every=20, hidden=(16,), memory=16,
-            mixer_width=4, hyper_width=8, sequence_length=4, burn_in=1,
-        )  # fmt: skip
-        qmix, rng, b = QMIX(3, 2, 2, 16, [0, 1], config), np.random.default_rng(0), 16
-        rows = 2 * b
+    config = QMIXConfig(
+        encoder={"kind": "mlp", "hidden": (16,), "memory": memory, "memory_size": 16},
+        gamma=1.0, learning_rate=1e-2, batch_size=32, learning_starts=0, train_every=8,
+        target_every=20, mixer_width=4, hyper_width=8, sequence_length=4, burn_in=1,
+        epsilon_end=1.0,
+    )  # type: ignore[arg-type] # fmt: skip
+    b, rng = 16, np.random.default_rng(0)
+    qmix, rows = QMIX(Spec(3, 2, 2), b, [0, 1], config), 2 * b
 
-        def look(cue: np.ndarray, t: int) -> np.ndarray:
-            seen = np.zeros((len(cue), 2, 3), np.float32)
-            seen[:, :, 2] = t
-            if t == 0:
-                seen[np.arange(len(cue)), :, cue] = 1.0
-            return seen
+    def look(cue: np.ndarray, t: int) -> np.ndarray:
+        seen = np.zeros((len(cue), 2, 3), np.float32)
+        seen[:, :, 2] = t
+        if t == 0:
+            seen[np.arange(len(cue)), :, cue] = 1.0
+        return seen
 
-        def pay(cue: np.ndarray, action: np.ndarray, t: int) -> np.ndarray:
-            right = (action == cue[:, None]).all(1) & (t == 2)
-            return np.repeat(right[:, None] / 2, 2, axis=1).astype(np.float32)
+    def pay(cue: np.ndarray, action: np.ndarray, t: int) -> np.ndarray:
+        right = (action == cue[:, None]).all(1) & (t == 2)
+        return np.repeat(right[:, None] / 2, 2, axis=1).astype(np.float32)
 
-        for _ in range(60):
-            cue = rng.integers(2, size=rows)
-            for t in range(3):
-                obs, after = look(cue, t), look(cue, t + 1)
-                action = rng.integers(2, size=(rows, 2))
-                qmix.act(obs, {})
-                end = np.full(rows, t == 2)
-                qmix.observe(obs, action, pay(cue, action, t), after, end, np.zeros(rows, bool), {})
-                qmix.update()
-        cue, policy = np.tile([0, 1], b), qmix.policy()
+    for _ in range(60):
+        cue = rng.integers(2, size=rows)
         for t in range(3):
-            total = pay(cue, policy(look(cue, t), {}), t).sum(1)
-        returns[recurrent] = total.reshape(2, b).mean(1).tolist()
-    assert returns[True] == [1.0, 1.0]
-    assert max(returns[False]) <= 0.5  # one answer, whatever the cue
+            action, stored = qmix.act(look(cue, t), {})
+            end, info = np.full(rows, t == 2), {"final_obs": look(cue, t + 1)}
+            qmix.observe(stored, pay(cue, action, t), end, np.zeros(rows, bool), info)
+            qmix.update()
+    cue, policy, going = np.tile([0, 1], b), qmix.policy(), {"_final_obs": np.zeros(rows, bool)}
+    for t in range(3):
+        total = pay(cue, policy(look(cue, t), going if t else {}), t).sum(1)
+    won = total.reshape(2, b).mean(1).tolist()
+    assert won == [1.0, 1.0] if memory != "none" else max(won) <= 0.5  # one answer for both cues
+
+
+def climbing(kind: type[QMIX], config: Any) -> tuple[QMIX, list[float]]:
+    """Learn the climbing game, paying a tenth, from uniform play; return the greedy returns too."""
+    learner = kind(Spec(1, 3, 2), 8, list(range(5)), config)
+    loop = LoopConfig(timesteps=4_000, eval_every=10**9, eval_episodes=1, final_episodes=1)
+    world = lambda n: make("MatrixGame", n, {"game": "climbing", "scale": 0.1})  # noqa: E731
+    final = Trainer(world, learner, loop, progress=False).train().final["episode_return"]
+    return learner, (10 * final.ravel()).round().tolist()
+
+
+UNIFORM: dict[str, Any] = {
+    "learning_rate": 1e-2, "batch_size": 32, "buffer_size": 4_000, "learning_starts": 100,
+    "train_every": 10, "target_every": 40, "epsilon_end": 1.0, "encoder": {"hidden": (32,)},
+    "mixer_width": 8, "hyper_width": 16,
+}  # fmt: skip
+
+
+def test_qmix_does_not_reach_the_top_of_the_climbing_game() -> None:
+    """A monotonic fit of all joint actions hides the 11 behind the -30 beside it."""
+    _, returns = climbing(QMIX, QMIXConfig(**UNIFORM))
+    assert max(returns) <= 7.0
+
+
+@weightings
+def test_weighted_qmix_reaches_the_top_of_the_climbing_game(weighting: str) -> None:
+    """Where the weights of what does not matter are small enough, on every seed."""
+    config = WQMIXConfig(**UNIFORM, weighting=weighting, alpha=0.01)  # type: ignore[arg-type]
+    made, returns = climbing(WQMIX, config)
+    assert returns == [11.0] * 5
+    payoff = torch.tensor(0.1 * GAMES["climbing"].payoff[0], dtype=torch.float32)
+
+    def table(net: Any, x: Tensor) -> Tensor:
+        q = net.central(x)[0]  # (2, A)
+        pairs = torch.stack(torch.broadcast_tensors(q[0, :, None], q[1]), -1)
+        return net.central_mixer(pairs, x.flatten().expand(3, 3, -1))
+
+    found = made.lift(table, torch.ones(5, 2, 1))  # Q* is any function: it fits them all
+    torch.testing.assert_close(found, payoff.expand(5, 3, 3), atol=0.3, rtol=0)

@@ -142,7 +142,7 @@ def test_help_follows_the_world(marl: Marl) -> None:
     assert "--env-options.grid-size" in grid and "--env-options.physics" not in grid
     cart = marl("train", "--env", "CartPole-v1", "--help").out
     assert "--env-options.physics" in cart and "--env-options.grid-size" not in cart
-    assert "Updates between copies of the network to the target" in re.sub(r"[│\s]+", " ", grid)
+    assert "Updates between steps of the target networks" in re.sub(r"[│\s]+", " ", grid)
 
 
 def test_list(marl: Marl) -> None:
@@ -576,7 +576,7 @@ def test_one_clear_line_and_nothing_written(
         ("timesteps: many", ["timesteps must be of type int, got 'many'"]),
         ("dqn: {gamma: 2}", ["gamma must be in [0, 1], got 2.0"]),
         ("env: Gridworld", ["environment 'Gridworld' is not known"]),
-        ("env: [GridWorld]", ["environment ['GridWorld'] is not known"]),
+        ("env: [GridWorld]", ["env must be a name, got ['GridWorld']"]),
         ("a: [", ["bad.yaml is not valid YAML"]),
         ("5", ["bad.yaml must hold a mapping"]),
         ("", ["bad.yaml must hold a mapping"]),

@@ -411,7 +411,9 @@ def test_parts_of_the_library_import_in_no_circle():
 
 def test_algorithms_stay_short_enough_to_be_read():
     """They are what the library exhibits; what several share belongs on the floors below."""
-    lines = {p.stem: len(p.read_text().splitlines()) for p in MODULES if place(p)[0] == "algorithms"}
+    lines = {
+        p.stem: len(p.read_text().splitlines()) for p in MODULES if place(p)[0] == "algorithms"
+    }
     assert {name: n for name, n in lines.items() if n > 250} == {}
     bases = ("learner.py", "off_policy.py", "on_policy.py", "exploration/greedy.py")
     shared = sum(len((ROOT / "marl_lib" / b).read_text().splitlines()) for b in bases)

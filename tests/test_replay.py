@@ -69,12 +69,18 @@ def naive_n_step(past: list[dict[str, Any]], t: int, row: int, n: int) -> dict[s
     return {"reward": reward, "discount": discount, **last}
 
 
+def numpy(batch: dict[str, Any], at: int | None = None) -> dict[str, np.ndarray]:
+    """Return a draw as arrays; of all its stretches only step ``at``, if given."""
+    steps = slice(None) if at is None else at
+    return {name: value[:, :, steps].numpy() for name, value in batch.items()}
+
+
 @pytest.mark.parametrize("steps", [9, 10, 11, 25, 40])  # not full, just full, wrapped around
 @pytest.mark.parametrize("n_step", [1, 2, 3, 6])
 def test_draws_equal_a_replay_of_lists(steps: int, n_step: int) -> None:
     num_envs, seeds, capacity = 3, [0, 5], 31  # ten steps of time: 31 is no multiple of 3
     replay, past = filled(steps, num_envs, seeds, capacity)
-    batch = {name: value.numpy() for name, value in replay.sample(100, n_step, GAMMA).items()}
+    batch = numpy(replay.sample(100, 1, n_step, GAMMA), at=0)
     kept = range(max(0, steps - 10), steps - n_step + 1)
     seen = set()
     for r in range(len(seeds)):
@@ -88,17 +94,20 @@ def test_draws_equal_a_replay_of_lists(steps: int, n_step: int) -> None:
                 assert batch[name][r, i] == pytest.approx(value, abs=1e-5), name
     assert seen == set(kept)
     assert batch["terminated"].any() and batch["truncated"].any()
+    assert not batch["first"].any()
 
 
 def test_one_step_draws_hand_back_what_was_stored() -> None:
     replay, past = filled(steps=4, num_envs=2, seeds=[0], capacity=100)
-    batch = replay.sample(100)
+    drawn = replay.sample(100)
+    assert all(x.shape[:3] == (1, 100, 1) for x in drawn.values())
+    batch = numpy(drawn, at=0)
     assert (batch["discount"] == 1.0).all()
     for i in range(100):
         t, row = place(batch["obs"][0, i])
         for name, value in past[t].items():
             np.testing.assert_array_equal(batch[name][0, i], value[row])
-    assert batch["obs"].dtype == torch.float32 and batch["action"].dtype == torch.int64
+    assert drawn["obs"].dtype == torch.float32 and drawn["action"].dtype == torch.int64
 
 
 def test_terminal_transitions_are_drawn_as_often_as_others() -> None:
@@ -112,7 +121,7 @@ def test_terminal_transitions_are_drawn_as_often_as_others() -> None:
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_draws_are_uniform(n_step: int) -> None:
     replay, _ = filled(steps=17, num_envs=4, seeds=[0, 1], capacity=40)
-    obs = replay.sample(50_000, n_step)["obs"]
+    obs = replay.sample(50_000, n_step=n_step)["obs"][:, :, 0]
     for r in range(2):
         counts = np.unique(obs[r].numpy(), return_counts=True)[1]
         assert len(counts) == (10 - n_step + 1) * 4
@@ -125,23 +134,27 @@ def test_draws_are_uniform(n_step: int) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 4, 10])
-def test_sequences_equal_a_replay_of_lists(length: int) -> None:
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_stretches_equal_a_replay_of_lists(length: int, n_step: int) -> None:
     steps, num_envs = 23, 2
+    if length + n_step - 1 > 10:
+        length -= n_step - 1
     replay, past = filled(steps, num_envs, [0, 1], capacity=20)
-    batch = {name: x.numpy() for name, x in replay.sample_sequences(100, length).items()}
+    batch = numpy(replay.sample(100, length, n_step, GAMMA))
     starts = set()
-    for r in range(2):
-        for i in range(100):
-            t, row = place(batch["obs"][r, i, 0])
-            starts.add(t)
-            assert row // num_envs == r
-            ended = False
-            for k in range(length):
-                for name, value in past[t + k].items():
-                    assert (batch[name][r, i, k] == value[row]).all(), name
-                assert batch["first"][r, i, k] == (k > 0 and ended)
-                ended = past[t + k]["terminated"][row] | past[t + k]["truncated"][row]
-    assert starts == set(range(steps - 10, steps - length + 1))
+    for r, i in np.ndindex(2, 100):
+        t, row = place(batch["obs"][r, i, 0])
+        starts.add(t)
+        assert row // num_envs == r
+        ended = False
+        for k in range(length):
+            assert place(batch["obs"][r, i, k]) == (t + k, row)
+            np.testing.assert_array_equal(batch["action"][r, i, k], past[t + k]["action"][row])
+            for name, value in naive_n_step(past, t + k, row, n_step).items():
+                assert batch[name][r, i, k] == pytest.approx(value, abs=1e-5), name
+            assert batch["first"][r, i, k] == (k > 0 and ended)
+            ended = past[t + k]["terminated"][row] | past[t + k]["truncated"][row]
+    assert starts == set(range(steps - 10, steps - length - n_step + 2))
     assert length == 1 or batch["first"].any()
 
 
@@ -149,7 +162,7 @@ def test_the_draws_of_a_replicate_do_not_depend_on_its_neighbours() -> None:
     alone, _ = filled(steps=12, num_envs=2, seeds=[7], capacity=20)
     beside, _ = filled(steps=12, num_envs=2, seeds=[1, 7, 2], capacity=20)
     for _ in range(3):
-        a, b = alone.sample(32, 2)["obs"], beside.sample(32, 2)["obs"]
+        a, b = (replay.sample(32, 2)["obs"] for replay in (alone, beside))
         torch.testing.assert_close(a[0], b[1] - 2, rtol=0, atol=0)  # rows 2 and 3 of six
 
 
@@ -166,7 +179,7 @@ def test_capacity() -> None:
     with pytest.raises(ValueError, match="holds 1 steps, fewer than 2"):
         replay.sample(1, n_step=2)
     with pytest.raises(ValueError, match="holds 1 steps, fewer than 3"):
-        replay.sample_sequences(1, 3)
+        replay.sample(1, 3)
 
 
 @pytest.mark.parametrize("steps", [3, 10, 27])  # filling, full, wrapped
@@ -181,8 +194,8 @@ def test_a_restored_replay_goes_on_exactly(steps: int) -> None:
         replay.add(**step)
         other.add(**step)
         for a, b in [
-            (replay.sample(16, 3, GAMMA), other.sample(16, 3, GAMMA)),
-            (replay.sample_sequences(16, 2), other.sample_sequences(16, 2)),
+            (replay.sample(16, 1, 3, GAMMA), other.sample(16, 1, 3, GAMMA)),
+            (replay.sample(16, 2), other.sample(16, 2)),
         ]:
             assert a.keys() == b.keys()
             assert all(torch.equal(a[name], b[name]) for name in a)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 from torch.nn.utils import clip_grad_norm_
 
-from marl_lib.replicates import Adam, Replicates
+from marl_lib.nn.team import stacked
+from marl_lib.replicates import Adam, Replicates, lift
 
 
 class Net(nn.Module):
@@ -27,13 +30,30 @@ class Net(nn.Module):
         return self.scale * self.head(self.body(x))
 
 
+class Three(nn.Module):
+    """Three networks with stacked parameters, each for its own column of the input (n, 3, 3)."""
+
+    copies = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = stacked([Net() for _ in range(3)])  # type: ignore[arg-type, list-item]
+
+    def forward(self, x: Tensor) -> Tensor:
+        params = dict(self.net.named_parameters())
+        return vmap(lambda p, x: functional_call(self.net, p, x), (0, 1), 1)(params, x)
+
+
 def alone(nets: Replicates) -> list[Net]:
-    """Return each copy as a module of its own with the same numbers."""
+    """Return each copy, and each network in it, as a module of its own with the same numbers."""
     modules = []
-    for g in range(len(nets)):
-        module = Net()
-        module.load_state_dict({name: p[g].detach().clone() for name, p in nets.params.items()})
-        modules.append(module)
+    for r in range(len(nets)):
+        for i in range(nets.copies):
+            module = Net()
+            own = {n.removeprefix("net."): p[r].detach() for n, p in nets.params.items()}
+            own = own if nets.copies == 1 else {n: p[i] for n, p in own.items()}
+            module.load_state_dict({n: p.clone() for n, p in own.items()})
+            modules.append(module)
     return modules
 
 
@@ -41,12 +61,18 @@ def losses(nets: Replicates, x: Tensor, scale: Tensor) -> Tensor:
     return scale * nets(x).square().mean((1, 2))
 
 
-@pytest.mark.parametrize(("seeds", "copies"), [([4], 1), ([4, 0, 9], 1), ([4, 0], 3)])
-def test_copies_equal_modules_of_their_own(seeds: list[int], copies: int) -> None:
-    nets = Replicates(Net, seeds, copies)
-    modules = alone(nets)
-    assert len(nets) == len(modules) == len(seeds) * copies
-    x = torch.randn(len(nets), 7, 3, generator=torch.Generator().manual_seed(0))
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# Copies -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seeds", [[4], [4, 0, 9]], ids=len)
+def test_copies_equal_modules_of_their_own(seeds: list[int]) -> None:
+    nets = Replicates(Net, seeds)
+    modules, x = alone(nets), numbers(len(seeds), 7, 3)
+    assert len(nets) == len(modules) == len(seeds) and nets.copies == 1
     torch.testing.assert_close(nets(x), torch.stack([m(row) for m, row in zip(modules, x)]))  # noqa: B905
 
     # Gradients far apart in size: a norm over all copies would clip the small ones too.
@@ -54,19 +80,40 @@ def test_copies_equal_modules_of_their_own(seeds: list[int], copies: int) -> Non
     norms = nets.backward(losses(nets, x, scale), max_grad_norm=0.5)
     for g, module in enumerate(modules):
         (scale[g] * module(x[g]).square().mean()).backward()
-        norm = clip_grad_norm_(module.parameters(), 0.5)
-        torch.testing.assert_close(norms[g], norm)
+        torch.testing.assert_close(norms[g], clip_grad_norm_(module.parameters(), 0.5))
         for name, parameter in module.named_parameters():
             torch.testing.assert_close(nets.grads[name][g], parameter.grad, msg=name)
     assert nets.flat.grad is not None
     assert nets.flat.grad.numel() == sum(grad.numel() for grad in nets.grads.values())
 
 
-def test_without_a_limit_gradients_keep_their_length() -> None:
-    nets = Replicates(Net, [0, 1])
-    x = torch.ones(2, 4, 3)
-    norms = nets.backward(losses(nets, x, torch.full((2,), 1e4)))
-    total = sum(g.square().reshape(2, -1).sum(1) for g in nets.grads.values())
+@pytest.mark.parametrize("seeds", [[4], [4, 0]], ids=len)
+def test_networks_within_a_copy_are_clipped_one_by_one(seeds: list[int]) -> None:
+    nets = Replicates(Three, seeds)
+    modules, x = alone(nets), numbers(len(seeds), 7, 3, 3)
+    assert nets.copies == 3
+    out = nets(x)  # (R, 7, 3, 2)
+    rows = x.transpose(1, 2).flatten(0, 1)  # (R × 3, 7, 3)
+    expected = torch.stack([m(row) for m, row in zip(modules, rows, strict=True)])
+    torch.testing.assert_close(out.transpose(1, 2).flatten(0, 1), expected)
+    scale = 10.0 ** torch.arange(3)
+    norms = nets.backward((out.square().mean((1, 3)) * scale).sum(1), max_grad_norm=0.1)
+    own = []
+    for k, (module, row) in enumerate(zip(modules, rows, strict=True)):
+        (scale[k % 3] * module(row).square().mean()).backward()
+        own.append(clip_grad_norm_(module.parameters(), 0.1))
+        for name, parameter in module.named_parameters():
+            grad = nets.grads[f"net.{name}"][k // 3, k % 3]
+            torch.testing.assert_close(grad, parameter.grad, msg=name)
+    torch.testing.assert_close(norms, torch.stack(own).view(-1, 3).mean(1))
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]], ids=len)
+def test_without_a_limit_gradients_keep_their_length(seeds: list[int]) -> None:
+    nets = Replicates(Net, seeds)
+    n = len(seeds)
+    norms = nets.backward(losses(nets, torch.ones(n, 4, 3), torch.full((n,), 1e4)))
+    total = sum(g.square().reshape(n, -1).sum(1) for g in nets.grads.values())
     torch.testing.assert_close(norms, torch.as_tensor(total).sqrt())
     assert (norms > 10).all()
 
@@ -84,8 +131,7 @@ def test_a_second_backward_starts_from_zero() -> None:
 
 @pytest.mark.parametrize("bad", [100.0, float("nan"), float("inf")])
 def test_no_copy_touches_another(bad: float) -> None:
-    """With one copy's data changed, the others' gradients are the same to the last bit."""
-    x = torch.randn(3, 6, 3, generator=torch.Generator().manual_seed(1))
+    x = numbers(3, 6, 3, seed=1)
     other = x.clone()
     other[1] = bad
     grads = []
@@ -95,50 +141,154 @@ def test_no_copy_touches_another(bad: float) -> None:
         grads.append(copy.deepcopy(nets.grads))
     for name in grads[0]:
         for g in (0, 2):
-            assert torch.equal(grads[0][name][g], grads[1][name][g]), name
+            torch.testing.assert_close(grads[0][name][g], grads[1][name][g], msg=name)
     assert any(not torch.equal(grads[0][name][1], grads[1][name][1]) for name in grads[0])
 
 
-@pytest.mark.parametrize("copies", [1, 3])
-def test_initialisation_is_that_of_the_seed(copies: int) -> None:
+def test_initialisation_is_that_of_the_seed() -> None:
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    nets = Replicates(Net, [5, 2], copies)
+    one, three = Replicates(Net, [5, 2]), Replicates(Three, [5, 2])
     assert torch.equal(torch.get_rng_state(), before)  # torch's own generator is left alone
     for r, seed in enumerate([5, 2]):
         torch.manual_seed(seed)
-        for i in range(copies):
+        for i in range(3):
             for name, parameter in Net().named_parameters():
-                assert torch.equal(nets.params[name][r * copies + i], parameter), name
-
-
-def test_the_buffer_is_the_parameters() -> None:
-    """One optimiser over the buffer moves every copy as an optimiser of its own would."""
-    nets = Replicates(Net, [0, 1, 2])
-    modules = alone(nets)
-    optimiser = Adam(nets, 1e-2)
-    own = [torch.optim.Adam(m.parameters(), lr=1e-2) for m in modules]
-    target = nets.flat.clone()
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(5):
-        x = torch.randn(3, 8, 3, generator=generator)
-        nets.backward(losses(nets, x, torch.ones(3)))
-        optimiser.step()
-        for module, step, row in zip(modules, own, x, strict=True):
-            step.zero_grad()
-            module(row).square().mean().backward()
-            step.step()
-    x = torch.randn(3, 8, 3, generator=generator)
-    torch.testing.assert_close(nets(x), torch.stack([m(row) for m, row in zip(modules, x)]))  # noqa: B905
-    # Another buffer of the same layout, as a target network, is used in place of the parameters.
-    first = Replicates(Net, [0, 1, 2])
-    torch.testing.assert_close(nets(x, params=nets.views(target)), first(x))
-    assert not torch.allclose(nets(x), first(x))
+                assert i > 0 or torch.equal(one.params[name][r], parameter), name
+                assert torch.equal(three.params[f"net.{name}"][r, i], parameter), name
 
 
 def test_a_module_with_buffers_is_refused() -> None:
     with pytest.raises(ValueError, match="buffers cannot be replicated"):
         Replicates(lambda: nn.BatchNorm1d(3), [0, 1])
+
+
+@pytest.mark.parametrize("seeds", [[3], [3, 1]], ids=len)
+def test_one_copy_can_be_looked_into(seeds: list[int]) -> None:
+    """As a plain module that shows the present numbers, of the network or of its target."""
+    nets, x = Replicates(Net, seeds, with_target=True), numbers(len(seeds), 4, 3)
+    last = len(seeds) - 1
+    plain, target = nets.network(last), nets.network(last, "target")
+    torch.testing.assert_close(plain(x[last]), nets(x)[last].detach())
+    nets.flat.detach().mul_(2.0)
+    torch.testing.assert_close(plain(x[last]), nets(x)[last].detach())
+    torch.testing.assert_close(target(x[last]), Replicates(Net, seeds)(x)[last].detach())
+    assert not any(p.requires_grad for p in (*plain.parameters(), *target.parameters()))
+
+
+@pytest.mark.parametrize("seeds", [[3], [3, 1]], ids=len)
+def test_a_copy_of_all_goes_its_own_way(seeds: list[int]) -> None:
+    nets, x = Replicates(Net, seeds, with_target=True), numbers(len(seeds), 4, 3)
+    twin, before = copy.deepcopy(nets), nets(x).detach()
+    twin.backward(losses(twin, x, torch.ones(len(seeds))))
+    assert nets.flat.grad is not None and not nets.flat.grad.any()
+    Adam(twin, 0.1).step()
+    assert not torch.allclose(twin(x), before, atol=1e-3)
+    torch.testing.assert_close(nets(x).detach(), before)
+    torch.testing.assert_close(twin.network(0)(x[0]), twin(x)[0].detach())
+
+
+# Functions of one replicate -----------------------------------------------------------------------
+
+
+def both(seeds: list[int]) -> dict[str, Replicates]:
+    nets = {n: Replicates(Net, seeds, with_target=True) for n in ("first", "second")}
+    for k, net in enumerate(nets.values()):
+        net.flat.detach().mul_(1.0 + k)
+        assert net.target is not None
+        net.target.mul_(0.5)
+    return nets
+
+
+@pytest.mark.parametrize("seeds", [[4], [4, 0, 9]], ids=len)
+@pytest.mark.parametrize("learning", ["first", "second"])
+def test_gradients_reach_what_learns_and_nothing_else(seeds: list[int], learning: str) -> None:
+    """Through a function of several networks, their targets and nested data."""
+    nets, x = both(seeds), numbers(len(seeds), 6, 3)
+
+    def loss(net: Any, data: dict[str, Tensor], pair: tuple[Tensor, Tensor]) -> Any:
+        out = net.first(data["x"]) * net.second(data["x"]) - net.target.first(data["x"])
+        return (out.square().mean() * pair[1], {"mean": out.mean()})
+
+    given = {"x": x}, (x, torch.arange(1.0, 1 + len(seeds)))
+    found, figures = lift(loss, nets, *given, learning=(learning,))
+    assert found.shape == figures["mean"].shape == (len(seeds),)
+    found.sum().backward()
+    other = "second" if learning == "first" else "first"
+    assert nets[other].flat.grad is not None and not nets[other].flat.grad.any()
+    for net in nets.values():
+        assert net.target is not None and net.target.grad is None
+    for r in range(len(seeds)):
+        plain = {n: nets[n].network(r).requires_grad_(n == learning) for n in nets}
+        goal = nets["first"].network(r, "target")(x[r])
+        out = plain["first"](x[r]) * plain["second"](x[r]) - goal
+        torch.testing.assert_close(figures["mean"][r], out.mean())
+        exact = out.square().mean() * (r + 1)
+        torch.testing.assert_close(found[r], exact)
+        exact.backward()
+        for name, p in plain[learning].named_parameters():
+            torch.testing.assert_close(nets[learning].grads[name][r], p.grad, msg=name)
+
+
+@pytest.mark.parametrize("seeds", [[4], [4, 0]], ids=len)
+def test_without_anything_that_learns_there_are_no_gradients(seeds: list[int]) -> None:
+    nets, x = both(seeds), numbers(len(seeds), 6, 3)
+    assert not lift(lambda net, x: net.first(x), nets, x).requires_grad
+
+
+@pytest.mark.parametrize("seeds", [[4], [4, 0]], ids=len)
+def test_dropout_falls_differently_for_each_replicate_and_in_training_alone(
+    seeds: list[int],
+) -> None:
+    nets = Replicates(lambda: nn.Sequential(nn.Linear(3, 50), nn.Dropout(0.5)), seeds)
+    x = torch.ones(len(seeds), 1, 3)
+    nets.train()
+    wet = nets(x) == 0
+    assert wet.any() and not wet.all() and not torch.equal(wet, nets(x) == 0)
+    assert len(seeds) == 1 or not torch.equal(wet[0], wet[1])
+    nets.train(False)
+    torch.testing.assert_close(nets(x), nets(x))
+    assert (nets(x) != 0).all()
+
+
+# The optimiser, and targets -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2]], ids=len)
+def test_one_optimiser_moves_every_copy_as_one_of_its_own_would(seeds: list[int]) -> None:
+    nets = Replicates(Net, seeds)
+    modules, optimiser = alone(nets), Adam(nets, 1e-2)
+    own = [torch.optim.Adam(m.parameters(), lr=1e-2) for m in modules]
+    for k in range(5):
+        x = numbers(len(seeds), 8, 3, seed=k)
+        nets.backward(losses(nets, x, torch.ones(len(seeds))))
+        optimiser.step()
+        for module, step, row in zip(modules, own, x, strict=True):
+            step.zero_grad()
+            module(row).square().mean().backward()
+            step.step()
+    x = numbers(len(seeds), 8, 3)
+    expected = torch.stack([m(row) for m, row in zip(modules, x, strict=True)])
+    torch.testing.assert_close(nets(x), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_targets_follow_by_their_share_and_nothing_else_moves_them(share: float) -> None:
+    nets = Replicates(Net, [0, 1], with_target=True)
+    assert nets.target is not None
+    start = nets.target.clone()
+    nets.backward(losses(nets, torch.ones(2, 4, 3), torch.ones(2)))
+    Adam(nets, 0.1).step()
+    assert torch.equal(nets.target, start) and not torch.allclose(nets.flat, start)
+    nets.follow(share)
+    torch.testing.assert_close(nets.target, (1 - share) * start + share * nets.flat.detach())
+    state = nets.state_dict()
+    other = Replicates(Net, [7, 8], with_target=True)
+    other.load_state_dict(state)
+    x = numbers(2, 4, 3)
+    assert torch.equal(nets(x), other(x))  # the buffer is the parameters
+    nets.follow(0.5)
+    assert other.target is not None and torch.equal(other.target, state["target"])
 
 
 def test_adam_equals_torch_s() -> None:
@@ -157,7 +307,7 @@ def test_adam_equals_torch_s() -> None:
             ours.learning_rate = reference.param_groups[0]["lr"] = 1e-3
         ours.step()
         reference.step()
-        torch.testing.assert_close(nets.flat, theirs, rtol=0, atol=1e-7)
+        torch.testing.assert_close(nets.flat, theirs, rtol=0, atol=1e-6)
 
 
 def test_adam_leaves_alone_what_is_not_active() -> None:

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from marl_lib import runs
-from marl_lib.config import ConfigError, to_mapping
+from marl_lib.config import ConfigError, merge, to_mapping
 from marl_lib.envs import ENVS, entry, make
 from marl_lib.rollout import play
 from marl_lib.training import EVALUATION_SEED
@@ -25,7 +25,9 @@ TINY: dict[str, Any] = {
     "seed": 2, "num_envs": 4, "timesteps": 200, "eval_every": 100, "eval_episodes": 3,
     "final_episodes": 6,
     "env_options": {"grid_size": [3, 3], "n_agents": 2, "n_targets": 2, "max_steps": 10},
-    "dqn": {"hidden": [8], "batch_size": 8, "buffer_size": 160, "learning_starts": 40},
+    "dqn": {
+        "encoder": {"hidden": [8]}, "batch_size": 8, "buffer_size": 160, "learning_starts": 40,
+    },
 }  # fmt: skip
 
 
@@ -36,9 +38,7 @@ def test_what_nobody_says_is_what_ships_for_that_world_and_algorithm() -> None:
     shipped = yaml.safe_load((runs.CONFIGS / "gridworld-dqn.yaml").read_text())
     assert to_mapping(runs.run_config()) == to_mapping(runs.run_config({"env": "GridWorld"}))
     found = to_mapping(runs.run_config())
-    for key, value in shipped.items():
-        for name, inner in value.items() if isinstance(value, dict) else [(None, value)]:
-            assert (found[key] if name is None else found[key][name]) == inner
+    assert merge(found, shipped) == found  # nothing of it changes what is there
 
 
 def test_later_layers_lie_over_earlier_ones_key_by_key() -> None:
@@ -78,7 +78,8 @@ def test_the_published_configuration_of_attention_ppo_is_read(tmp_path: Path) ->
     assert (config.timesteps, config.eval_every, config.eval_episodes) == (100_000, 10_000, 10)
     found = config.attention_ppo  # type: ignore[attr-defined]
     assert (found.learning_rate, found.gamma, found.clip_ratio) == (3e-4, 0.99, 0.2)
-    assert (found.n_heads, found.d_model, found.n_layers, found.dropout) == (8, 128, 2, 0.1)
+    tokens = found.encoder
+    assert (tokens.n_heads, tokens.d_model, tokens.n_layers, tokens.dropout) == (8, 128, 2, 0.1)
     assert to_mapping(config) == to_mapping(runs.run_config(runs.find_config("default")))
 
 
@@ -86,7 +87,7 @@ def test_the_published_configuration_of_attention_ppo_is_read(tmp_path: Path) ->
     ("values", "message"),
     [
         ({"env_name": "CartPole-v1", "env": "CartPole-v1"}, "env is given twice, once as env"),
-        ({"attention": {"n_head": 8}}, "in attention_ppo 'n_head' is not known"),
+        ({"attention": {"n_head": 8}}, "in attention_ppo.encoder 'n_head' is not known"),
         ({"attention": 8}, "attention must be a mapping, got 8"),
         ({"attention": {"d_model": 30, "n_heads": 4}}, "d_model must be a multiple of n_heads"),
     ],
@@ -132,27 +133,29 @@ def test_every_algorithm_learns_its_kind_of_world(algorithm: str, continuous: bo
         assert np.isfinite(result.final["episode_return"]).all()
         assert result.steps >= 200
     else:
-        with pytest.raises(ConfigError, match=f"{algorithm} needs .* actions"):
+        with pytest.raises(ConfigError, match="needs .* actions, those here are"):
             runs.make_trainer(runs.run_config(changes), progress=False)
 
 
 NAVIGATION = "CooperativeNavigation"
 EITHER = {"ppo", "attention_ppo", "ippo", "mappo", "maddpg"}
 KINDS = {
-    False: {"dqn", "vdn", "qmix", "pqn", "pqn_vdn", *EITHER},
+    False: {"dqn", "vdn", "qmix", "wqmix", "pqn", "pqn_vdn", *EITHER},
     True: {"sac", *EITHER},
 }
 
 
 def test_numbers_as_people_write_them(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
-    path.write_text("timesteps: 1_000\ndqn: {learning_rate: 3e-4, gamma: 1, hidden: [32, 16]}\n")
+    path.write_text(
+        "timesteps: 1_000\ndqn: {learning_rate: 3e-4, gamma: 1, encoder: {hidden: [32, 16]}}\n"
+    )
     config = runs.run_config(runs.find_config(str(path)))
     assert config.timesteps == 1000
     dqn = config.dqn  # type: ignore[attr-defined]
     assert dqn.learning_rate == 3e-4 and isinstance(dqn.learning_rate, float)
     assert dqn.gamma == 1.0 and isinstance(dqn.gamma, float)
-    assert dqn.hidden == (32, 16)
+    assert dqn.encoder.hidden == (32, 16)
 
 
 def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
@@ -175,12 +178,13 @@ def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
         ({"timesteps": 1.5}, "timesteps must be of type int, got 1.5"),
         ({"timesteps": True}, "timesteps must be of type int, got True"),
         ({"dqn": {"gamma": "high"}}, "dqn.gamma must be of type float, got 'high'"),
-        ({"dqn": {"hidden": 64}}, "dqn.hidden must be a list, got 64"),
-        ({"dqn": {"hidden": [64, "x"]}}, "dqn.hidden[1] must be of type int, got 'x'"),
+        ({"dqn": {"encoder": {"hidden": 64}}}, "dqn.encoder.hidden must be a list, got 64"),
+        ({"dqn": {"encoder": {"hidden": [64, "x"]}}}, "hidden[1] must be of type int, got 'x'"),
+        ({"dqn": {"encoder": "grue"}}, "dqn.encoder 'grue' is not known; did you mean 'gru'?"),
         ({"dqn": {"double": 1}}, "dqn.double must be of type bool, got 1"),
         ({"dqn": 3}, "dqn must be a mapping, got 3"),
         ({"dqn": {"gamma": 2}}, "gamma must be in [0, 1], got 2.0"),
-        ({"dqn": {"learning_rate": float("nan")}}, "learning_rate must be positive, got nan"),
+        ({"dqn": {"learning_rate": float("nan")}}, "learning_rate must be a finite number, got"),
         ({"timesteps": 0}, "timesteps must be at least 1, got 0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"replicates": 0}, "replicates must be at least 1, got 0"),
@@ -263,7 +267,8 @@ def test_a_loaded_learner_acts_as_at_the_end_of_training(finished: tuple[Path, A
     episodes = play(env, learner.policy(), [EVALUATION_SEED] * 2)
     np.testing.assert_array_equal(episodes.returns.reshape(2, 6), result.final["episode_return"])
     fresh = runs.build_learner(config, env)
-    assert not torch.equal(fresh.net.flat, learner.net.flat)
+    nets = [it.nets["agents"].flat for it in (fresh, learner)]
+    assert not torch.equal(*nets)
 
 
 def test_a_run_killed_before_its_first_step_can_be_resumed(

@@ -697,7 +697,7 @@ def test_with_full_view_one_observation_tells_states_apart(options, seed):
         ({"n_targets": -1}, "n_targets must be at least 0"),
         ({"n_targets": 0}, "n_targets must be at least 1 without goals"),
         ({"max_steps": 0}, "max_steps must be at least 1"),
-        ({"view_radius": 0}, "view_radius must be at least 1 or None, got 0"),
+        ({"view_radius": 0}, "view_radius must be at least 1 or null, got 0"),
         ({"targets": "mine"}, "targets 'mine' is not known.*shared, assigned, hidden"),
         ({"targets": "assigned"}, r"n_targets must be n_agents \(2\) when targets are assigned"),
         ({"targets": "hidden", "n_agents": 1, "n_targets": 1}, "at least 2 for hidden"),

@@ -13,6 +13,7 @@ from marl_lib import cli
 from marl_lib.off_policy import OffPolicy
 from marl_lib.runs import ALGORITHMS, load_learner, make_trainer, run_config
 
+PAIRS = {"kind": "pairs", "hidden": (8,), "pair_hidden": (8,)}
 ALONE = {"ppo": "CartPole-v1", "attention_ppo": "CartPole-v1", "sac": "gymnasium:Pendulum-v1"}
 TINY: dict[str, Any] = {
     "num_envs": 4, "eval_every": 10**6, "eval_episodes": 1, "final_episodes": 1, "timesteps": 48,
@@ -29,12 +30,16 @@ def settings(algorithm: str, encoder: str) -> dict[str, Any]:
             "sequence_length": 4, "burn_in": 1,
         }  # fmt: skip
     env = ALONE.get(algorithm, "TrafficJunction")
-    given = {"env": env, "algorithm": algorithm, algorithm: {"encoder": ENCODERS[encoder], **small}}
+    given = {
+        "env": env,
+        "algorithm": algorithm,
+        algorithm: small | {"encoder": {**ENCODERS, "pairs": PAIRS}[encoder]},
+    }
     return {**TINY, **given, **({"replicates": 1} if ":" in env else {})}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("encoder", [*ENCODERS, "pairs"])
 def test_every_algorithm_trains_with_every_encoder(algorithm: str, encoder: str) -> None:
     trainer = make_trainer(run_config(settings(algorithm, encoder)), progress=False)
     learner, result = trainer.learner, trainer.train()

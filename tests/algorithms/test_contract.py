@@ -559,6 +559,17 @@ def test_illegal_actions_are_never_taken(name: str, encoder: str, starts: int) -
     assert (taken > 100).all()
 
 
+@discrete
+@encoders
+def test_judged_it_takes_the_legal_action_it_thinks_best(name: str, encoder: str) -> None:
+    made = learner(name, encoder)
+    scatter(made)
+    obs, info = Play(made).world.reset(seed=5)
+    said = made.outputs(made.see(made.tensor(obs))).flatten(0, 1)
+    best = said.masked_fill(~torch.from_numpy(info["action_mask"]), -torch.inf).argmax(-1)
+    np.testing.assert_array_equal(made.policy()(obs, info), best)
+
+
 def make_a_prize_of_the_last_action(made: Any, role: str) -> None:
     """Let the acting networks, or their targets, think the last action the best by far."""
     for n in {made.acting, "central"} & made.nets.keys():

@@ -23,7 +23,7 @@ def cell(kind: str, seed: int = 0) -> Any:
 
 
 def torchs(own: Any, kind: str) -> Any:
-    """Return torch's cell with the same weights, called as ours with output and cell side by side."""
+    """Return torch's cell with the same weights."""
     other = {"gru": torch.nn.GRUCell, "lstm": torch.nn.LSTMCell}[kind](IN, SIZE)
     other.load_state_dict(
         {
@@ -37,6 +37,7 @@ def torchs(own: Any, kind: str) -> Any:
 
 
 def step(other: Any, kind: str, x: Tensor, state: Tensor) -> Tensor:
+    """Return the next state by torch's cell; LSTM's is output and cell side by side."""
     if kind == "gru":
         found: Tensor = other(x, state)
         return found

@@ -141,7 +141,7 @@ class Learner:
         net : namespace of networks
         seen : dict
             ``obs`` (any, N, D), ``memory`` (any, N, S); ``mask`` (any, N, A) where actions may be
-            illegal; ``noise``, uniform numbers (any, *noise_shape), if it explores.
+            illegal; ``noise``, uniform numbers (any, ``noise_shape``), if it explores.
         explore : bool
             Act as in training; else as well as is known.
         """
@@ -328,7 +328,7 @@ class Learner:
     def descend(
         self, loss: Callable[..., tuple[Tensor, Data]], learning: tuple[str, ...], *data: Any
     ) -> Data:
-        """Make one step of optimisers down the gradient of a loss of one replicate.
+        """Put the gradients of a loss of one replicate where the optimisers find them, clipped.
 
         Parameters
         ----------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,19 +130,49 @@ class OffPolicy(Learner):
             "truncated": truncated,
         }
         if self.spec.action_masks:
-            step["mask"], step["next_mask"] = stored["mask"].flatten(0, 1), info["final_mask"]
+            step["mask"], step["next_mask"] = (stored["mask"].flatten(0, 1), info["final_mask"])
         self.replay.add(**step)
         self.remember(stored, terminated | truncated)
 
     def sample(self) -> Data:
-        """Return what an update learns from, tensors (R, batch, T, ...), with its ``noise``."""
+        """Return what an update learns from, tensors (R, batch, T, ...).
+
+        That is what :meth:`marl_lib.replay.Replay.sample` gives, ``noise`` if the losses take any,
+        and, with a memory, what :meth:`remembering` adds.
+        """
         c, s = self.config, self.spec
         batch = self.replay.sample(c.batch_size, self.length, self.n_step, c.gamma)
         if self.learning_noise:
             shape = (c.batch_size, self.length, s.n_agents, self.learning_noise)
             drawn = self.draws.uniform(int(np.prod(shape))).astype(np.float32)
             batch["noise"] = torch.from_numpy(drawn).to(self.device).view(-1, *shape)
-        return batch
+        return self.lift(self.remembering, batch) if self.memory_size else batch
+
+    def looked_at(self, batch: Data) -> Data:
+        """Return what each network with a memory sees along a stretch, (batch, T, N, D) by name."""
+        return {self.acting: batch["obs"]}
+
+    def remembering(self, net: Any, batch: Data) -> Data:
+        """Return the steps after the burn-in, with the memories that it left, for one replicate.
+
+        Memories are empty before the burn-in, and none has a gradient. For each network that
+        :meth:`looked_at` names, ``<name>_memory`` (batch, N, S) is the memory before the first of
+        the steps and ``<name>_target_memory`` (batch, T, N, S) that of the target after each; for
+        those that do not act, ``<name>_before`` (batch, T, N, S) is the one before each.
+        """
+        b, first, found = self.burn_in, batch["first"], {}
+        for name, x in self.looked_at(batch).items():
+            none = x.new_zeros(x.shape[0], x.shape[2], getattr(net, name).memory_size)
+            n = b if name == self.acting else x.shape[1]
+            history = [none.unsqueeze(1)]
+            if n:
+                history.append(getattr(net, name)(x[:, :n], none, first[:, :n])[1])
+            before = torch.cat(history, dim=1)
+            found[f"{name}_memory"] = before[:, b]
+            if name != self.acting:
+                found[f"{name}_before"] = before[:, b:-1] * ~first[:, b:, None, None]
+            found[f"{name}_target_memory"] = getattr(net.target, name)(x, none, first)[1][:, b:]
+        return {name: x[:, b:] for name, x in batch.items()} | found
 
     # Updates --------------------------------------------------------------------------------------
 
@@ -184,90 +214,33 @@ class OffPolicy(Learner):
         return figures
 
 
-# Along stretches ----------------------------------------------------------------------------------
+def next_values(
+    net: Any, target: Any, batch: Data, memory: Tensor, double: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the action values of where each step led, (batch, T, N, A) each, without gradient.
 
-
-class Memories(NamedTuple):
-    """What a network remembers along a stretch, (batch, T, N, S) each."""
-
-    before: Tensor
-    after: Tensor
-
-
-def along(net: Any, x: Tensor, first: Tensor, burn_in: int) -> tuple[Tensor, Memories]:
-    """Run a team's networks along stretches that begin with empty memories.
+    What follows a step is judged with the memory after that step, for all steps at once: that is
+    right where the stretch ends and where an episode was cut off too.
 
     Parameters
     ----------
-    net : Team, of one replicate
-    x : (batch, T, N, D)
-    first : (batch, T) bool
-        Where an episode begins within the stretch.
-    burn_in : int
-        Steps at the beginning that only fill the memories, without gradient; they are left out of
-        what is returned.
-
-    Returns
-    -------
-    out : (batch, T - burn_in, N, ...)
-    memories : Memories, before and after each of these steps
-    """
-    start = x.new_zeros(x.shape[0], x.shape[2], net.memory_size)
-    if burn_in:
-        with torch.no_grad():
-            start = net(x[:, :burn_in], start, first[:, :burn_in])[1][:, -1]
-        x, first = x[:, burn_in:], first[:, burn_in:]
-    out, after = net(x, start, first)
-    if not net.memory_size:
-        return out, Memories(after, after)
-    before = torch.cat([start.unsqueeze(1), after[:, :-1]], dim=1) * ~first[..., None, None]
-    return out, Memories(before, after)
-
-
-def memories(net: Any, x: Tensor, first: Tensor, burn_in: int) -> Memories:
-    """Return the memories of :func:`along` alone; without any, nothing is computed."""
-    if net.memory_size:
-        return along(net, x, first, burn_in)[1]
-    none = x.new_zeros(x.shape[0], x.shape[1] - burn_in, x.shape[2], 0)
-    return Memories(none, none)
-
-
-def action_values(
-    net: Any, target: Any, batch: Data, burn_in: int, double: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the action values that Q-learning compares, (batch, T - burn_in, N, A) each.
-
-    The observation that follows a step is judged with the memory after that step, for all steps at
-    once: that is right where the stretch ends and where an episode was cut off too.
-
-    Parameters
-    ----------
-    net, target : Team, of one replicate
+    net, target : namespaces of networks, of one replicate
     batch : dict of tensors (batch, T, ...)
-    burn_in : int
+    memory : (batch, T, N, S)
+        That of ``net.agents`` after each step.
     double : bool
 
     Returns
     -------
-    q
-        Of ``obs``, with its gradient.
     next_q
-        Of ``next_obs``, by the target.
+        By the target.
     chooser
-        Of ``next_obs``, -∞ where an action is illegal, to choose by: those of ``net`` if ``double``
-        (van Hasselt et al. 2016), else of the target.
+        To choose by, -∞ where an action is illegal: those of ``net`` if ``double`` (van Hasselt et
+        al. 2016), else of the target.
     """
-    q, remembered = along(net, batch["obs"], batch["first"], burn_in)
-    next_obs = batch["next_obs"][:, burn_in:]
     with torch.no_grad():
-        theirs = memories(target, batch["obs"], batch["first"], burn_in)
-        next_q = target(next_obs, theirs.after)[0]
-        chooser = net(next_obs, remembered.after)[0] if double else next_q
+        next_q = target.agents(batch["next_obs"], batch.get("agents_target_memory"))[0]
+        chooser = net.agents(batch["next_obs"], memory)[0] if double else next_q
         if "next_mask" in batch:
-            chooser = chooser.masked_fill(~batch["next_mask"][:, burn_in:], -torch.inf)
-    return q, next_q, chooser
-
-
-def rest(batch: Data, burn_in: int) -> Data:
-    """Return a batch of stretches (batch, T, ...) without the steps of the burn-in."""
-    return {name: x[:, burn_in:] for name, x in batch.items()} if burn_in else batch
+            chooser = chooser.masked_fill(~batch["next_mask"], -torch.inf)
+    return next_q, chooser

@@ -64,7 +64,7 @@ class OnPolicy(Learner):
     Attributes
     ----------
     data : dict of tensors (R, T, B, ...)
-        The rollout: what :meth:`act` said is to be stored, and what came of it.
+        The rollout: what acting said is to be stored, and what came of it.
     t : int
         Steps in it.
     """

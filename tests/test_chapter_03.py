@@ -180,7 +180,7 @@ def test_batch_losses_and_whole_updates_equal_the_library_s(book, twins):
         book["feed"](learner, rollout)
         scale, state = copy.deepcopy(agent.scale), learner.state_dict()
         ours, theirs = book["prepare"](agent, rollout), learner.prepare()
-        assert ours.keys() == theirs.keys() - {"first", "memory", "critic_memory"}
+        assert ours.keys() == theirs.keys() - {"first", "actor_memory", "critic_memory"}
         book["compare"](ours, theirs)
         found = book["losses"](agent, ours, 0.2)
         assert found["approx_kl"].item() == pytest.approx(0, abs=1e-6)

@@ -145,7 +145,7 @@ def test_batch_losses_and_whole_updates_equal_the_library_s(book, kind):
         book["feed"](learner, rollout)
         scale, state = copy.deepcopy(team.value_norm), learner.state_dict()
         ours, theirs = book["prepare"](team, rollout), learner.prepare()
-        assert theirs.keys() - ours.keys() == {"first", "memory", "critic_memory"}
+        assert theirs.keys() - ours.keys() == {"first", "actor_memory", "critic_memory"}
         book["compare"](ours, theirs)
         figures = book["library_losses"](learner, theirs, 0.2)
         book["compare"](book["losses"](team, ours, 0.2), figures)

@@ -17,7 +17,7 @@ from marl_lib.config import Count
 from marl_lib.exploration import EpsilonConfig, EpsilonGreedy
 from marl_lib.learner import Data
 from marl_lib.nn.heads import QHead
-from marl_lib.off_policy import OffPolicy, OffPolicyConfig, action_values, rest
+from marl_lib.off_policy import OffPolicy, OffPolicyConfig, next_values
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,8 @@ class DQN(EpsilonGreedy, OffPolicy):
         net, target : namespaces of networks, of one replicate
         batch : dict of tensors (batch, T, ...)
         """
-        c, b = self.config, self.burn_in
-        q, next_q, chooser = action_values(net.agents, target.agents, batch, b, c.double)
-        batch = rest(batch, b)
+        q, memory = net.agents(batch["obs"], batch.get("agents_memory"), batch["first"])
+        next_q, chooser = next_values(net, target, batch, memory, self.config.double)
         chosen = q.gather(-1, batch["action"].unsqueeze(-1)).squeeze(-1)  # (batch, T, N)
         discount, ended = batch["discount"].unsqueeze(-1), batch["terminated"].unsqueeze(-1)
         goal = td_target(batch["reward"], discount, ended, next_q, chooser)

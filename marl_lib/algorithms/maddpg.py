@@ -18,7 +18,7 @@ from marl_lib.config import Count, Natural, NonNegative, Positive, Share, Unit
 from marl_lib.exploration import decay
 from marl_lib.learner import Data
 from marl_lib.nn.distributions import Bounds, gumbel, gumbel_softmax, standard_normal
-from marl_lib.off_policy import OffPolicy, OffPolicyConfig, along, memories, rest
+from marl_lib.off_policy import OffPolicy, OffPolicyConfig
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,13 @@ class MADDPG(OffPolicy):
         state = obs.flatten(-2).unsqueeze(-2).expand(*action.shape[:-2], -1)
         return torch.cat([state, action.flatten(-2)], dim=-1)
 
+    def looked_at(self, batch: Data) -> Data:
+        """Return what actors and critics see."""
+        return {
+            "actor": batch["obs"],
+            "critic": self.judged(batch["obs"], self.vector(batch["action"])),
+        }
+
     def losses(self) -> dict[str, Any]:
         """Return that of the critics, then that of the actors."""
         return {
@@ -193,26 +200,24 @@ class MADDPG(OffPolicy):
         net, target : namespaces of networks, of one replicate
         batch : dict of tensors (batch, T, ...)
         """
-        x, b = self.judged(batch["obs"], self.vector(batch["action"])), self.burn_in
-        q = along(net.critic, x, batch["first"], b)[0].squeeze(-1)  # (batch, T, V)
-        theirs = memories(target.critic, x, batch["first"], b)
-        error = (q - self.td_target(target, batch, theirs.after)).square()
+        x = self.judged(batch["obs"], self.vector(batch["action"]))
+        q = net.critic(x, batch.get("critic_memory"), batch["first"])[0]  # (batch, T, V, 1)
+        error = (q.squeeze(-1) - self.td_target(target, batch)).square()
         return self.mean(error), {"loss": error.mean()}
 
     @torch.no_grad()
-    def td_target(self, target: Any, batch: Data, memory: Tensor) -> Tensor:
+    def td_target(self, target: Any, batch: Data) -> Tensor:
         """Return r + γ (1 - terminated) Q'(s', μ'(o')), equation 6, (batch, T, V).
 
         A truncated transition is not terminated: its value goes on. Discrete actions are the
-        target actors' likeliest ones. ``memory`` is that of the target critics after each step.
+        target actors' likeliest ones.
         """
-        theirs = memories(target.actor, batch["obs"], batch["first"], self.burn_in)
-        batch = rest(batch, self.burn_in)
-        out = target.actor(batch["next_obs"], theirs.after)[0]
+        out = target.actor(batch["next_obs"], batch.get("actor_target_memory"))[0]
         if "next_mask" in batch:
             out = out.masked_fill(~batch["next_mask"], -torch.inf)
         action = self.vector(out.argmax(-1)) if self.bounds is None else out.tanh()
-        value = target.critic(self.judged(batch["next_obs"], action), memory)[0].squeeze(-1)
+        x, memory = (self.judged(batch["next_obs"], action), batch.get("critic_target_memory"))
+        value = target.critic(x, memory)[0].squeeze(-1)
         reward = batch["reward"]  # (batch, T, N)
         if self.config.team_reward:
             reward = reward.sum(-1, keepdim=True)
@@ -225,18 +230,16 @@ class MADDPG(OffPolicy):
         In the joint action only the agent's own part is its policy's; the others are those of the
         replay. The gradient reaches the actor through that part; the critics are held fixed.
         """
-        c, b = self.config, self.burn_in
-        done = self.vector(batch["action"])
-        remembered = memories(net.critic, self.judged(batch["obs"], done), batch["first"], b)
-        out = along(net.actor, batch["obs"], batch["first"], b)[0]  # (batch, T, N, A)
-        batch = rest(batch, b)
+        c, done = self.config, self.vector(batch["action"])
+        out = net.actor(batch["obs"], batch.get("actor_memory"), batch["first"])[0]  # (…, N, A)
         if self.bounds is None:
             legal = out.masked_fill(~batch["mask"], -torch.inf) if "mask" in batch else out
             action = gumbel_softmax(legal, batch["noise"], c.temperature)
         else:
             action = out.tanh()
-        x = self.judged(batch["obs"], replaced(action, done[:, b:]))  # (batch, T, N, N D + N A)
-        memory = remembered.before.expand(*x.shape[:-1], -1)
+        x = self.judged(batch["obs"], replaced(action, done))  # (batch, T, N, N D + N A)
+        memory = batch.get("critic_before")  # of one value that judges N joint actions, or of N
+        memory = None if memory is None else memory.expand(*x.shape[:-1], -1)
         q = net.critic(x, memory)[0].squeeze(-1)
         loss = c.actor_penalty * out.square().mean(-1) - q
         return self.mean(loss), {"loss": loss.mean()}

@@ -1,8 +1,7 @@
 """Proximal policy optimisation (Schulman et al. 2017), for one agent and for teams.
 
-For teams it is IPPO (de Witt et al. 2020) or MAPPO (Yu et al. 2022), by what the critic sees.
-Actor and critic are networks of their own, so no coefficient has to weigh their losses. Read from
-top to bottom: settings, networks, acting, loss.
+For teams it is IPPO (de Witt et al. 2020) or MAPPO (Yu et al. 2022), by what the critic sees. Actor
+and critic are separate, so no coefficient weighs their losses. Read from top to bottom.
 """
 
 from __future__ import annotations
@@ -178,8 +177,9 @@ class PPO(OnPolicy):
         kept |= {"mask": d["mask"]} if "mask" in d else {}
         for name, x in (("value", value), ("returns", returns)):
             kept[name] = self.value_norm(x.unsqueeze(-1)).squeeze(-1)
-        starts = {"memory": (self.start, d["memory"]), "critic_memory": (self.critic_start, after)}
-        batch = self.cut_up(kept, starts)
+        memories = {"actor_memory": (self.start, d["memory"])}
+        memories |= {"critic_memory": (self.critic_start, after)}
+        batch = self.cut_up(kept, memories)
         batch["log_prob"] = self.lift(self.log_prob, batch)
         self.critic_start = after[:, -1] * ~self.ended[:, -1, :, None, None]
         self.norm.update(d["obs"].flatten(1, 3))
@@ -194,7 +194,7 @@ class PPO(OnPolicy):
 
     def policy_of(self, net: Any, batch: Data) -> Distribution:
         """Return the policy over (n, length, N) along a batch of stretches."""
-        output = net.actor(batch["obs"], batch["memory"], batch["first"])[0]
+        output = net.actor(batch["obs"], batch["actor_memory"], batch["first"])[0]
         return self.pi(output, batch.get("mask"))
 
     def log_prob(self, net: Any, batch: Data) -> Tensor:

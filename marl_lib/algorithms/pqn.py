@@ -91,7 +91,7 @@ class PQN(EpsilonGreedy, OnPolicy):
         rows = self.by_row(reward, next_value=next_value)
         returns = q_lambda_return(**rows, gamma=c.gamma, lam=c.lam)
         kept = {"obs": d["obs"], "action": d["action"], "returns": returns.view(reward.shape)}
-        return self.cut_up(kept, {"memory": (self.start, d["memory"])})
+        return self.cut_up(kept, {"agents_memory": (self.start, d["memory"])})
 
     def _best_after(self, steps: list[int]) -> Tensor:
         """Return max Q of where some steps led to, (R, steps, B, N)."""
@@ -116,6 +116,6 @@ class PQN(EpsilonGreedy, OnPolicy):
         batch : dict of tensors (n, length, ...)
             As :meth:`prepare` gives them.
         """
-        q, _ = net.agents(batch["obs"], batch["memory"], batch["first"])
+        q, _ = net.agents(batch["obs"], batch["agents_memory"], batch["first"])
         q = self.mix(q.gather(-1, batch["action"].unsqueeze(-1)).squeeze(-1))
         return 0.5 * self.mean((q - batch["returns"]).square()), {"q": q.detach().mean()}

@@ -24,7 +24,7 @@ from marl_lib.exploration import EpsilonConfig, EpsilonGreedy
 from marl_lib.learner import Data
 from marl_lib.nn.heads import QHead
 from marl_lib.nn.mixing import ForwardMixer, MonotonicMixer
-from marl_lib.off_policy import OffPolicy, OffPolicyConfig, action_values, along, memories, rest
+from marl_lib.off_policy import OffPolicy, OffPolicyConfig, next_values
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,8 @@ class QMIX(EpsilonGreedy, OffPolicy):
         net, target : namespaces of networks, of one replicate
         batch : dict of tensors (batch, T, ...)
         """
-        c, b = self.config, self.burn_in
-        q, next_q, chooser = action_values(net.agents, target.agents, batch, b, c.double)
-        batch = rest(batch, b)
+        q, memory = net.agents(batch["obs"], batch.get("agents_memory"), batch["first"])
+        next_q, chooser = next_values(net, target, batch, memory, self.config.double)
         total = self.mix(net, taken(q, batch["action"]), batch["obs"].flatten(-2))  # (batch, T)
         with torch.no_grad():
             best = taken(next_q, chooser.argmax(-1))
@@ -183,22 +182,25 @@ class WQMIX(QMIX):
         mixer = lambda: ForwardMixer(s.n_agents, s.state_dim, width)  # noqa: E731
         return {**nets, "central": nets["agents"], "central_mixer": mixer}
 
+    def looked_at(self, batch: Data) -> Data:
+        """Return what agents and those of Q* see."""
+        return {"agents": batch["obs"], "central": batch["obs"]}
+
     def loss(self, net: Any, target: Any, batch: Data) -> tuple[Tensor, Data]:
         """Return Σ w (Q_tot - y)² + (Q* - y)², means, with y = r + γ Q*'(s', a') (equations 5, 6).
 
         a' are the agents' best actions by Q_tot, and w is 1 where y > Q_tot (equation 9) or, in
         CW-QMIX, where the action is the best or y > Q*(s, best) (equation 8); elsewhere alpha.
         """
-        c, b, (obs, first) = self.config, self.burn_in, (batch["obs"], batch["first"])
-        q, _, chooser = action_values(net.agents, target.agents, batch, b, c.double)
-        central = along(net.central, obs, first, b)[0]
-        theirs = memories(target.central, obs, first, b)
-        batch = rest(batch, b)
+        c, (obs, first) = self.config, (batch["obs"], batch["first"])
+        q, memory = net.agents(obs, batch.get("agents_memory"), first)
+        _, chooser = next_values(net, target, batch, memory, c.double)
+        central = net.central(obs, batch.get("central_memory"), first)[0]
         state, after = batch["obs"].flatten(-2), batch["next_obs"].flatten(-2)
         total = self.mix(net, taken(q, batch["action"]), state)
         true = net.central_mixer(taken(central, batch["action"]), state)
         with torch.no_grad():
-            next_q = target.central(batch["next_obs"], theirs.after)[0]
+            next_q = target.central(batch["next_obs"], batch.get("central_target_memory"))[0]
             goal = self.goal(batch, target.central_mixer(taken(next_q, chooser.argmax(-1)), after))
             if c.weighting == "optimistic":
                 matters = goal > total

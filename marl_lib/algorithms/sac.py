@@ -20,7 +20,7 @@ from marl_lib.learner import Data
 from marl_lib.nn.distributions import Bounds, SquashedGaussian
 from marl_lib.nn.encoders import Encoder, MLPEncoder
 from marl_lib.nn.team import Team
-from marl_lib.off_policy import OffPolicy, OffPolicyConfig, along, memories, rest
+from marl_lib.off_policy import OffPolicy, OffPolicyConfig
 
 LOG_STD = (-20.0, 2.0)  # bounds of the actor's log standard deviations, those of the authors' code
 
@@ -78,10 +78,11 @@ class Twins(nn.Module):
         self.memory_size: int = self.first.memory_size + self.second.memory_size
 
     def forward(
-        self, x: Tensor, memory: Tensor, first: Tensor | None = None
+        self, x: Tensor, memory: Tensor | None, first: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return both values (..., N, 2), and both memories side by side."""
-        pairs = zip((self.first, self.second), memory.chunk(2, dim=-1), strict=True)
+        halves = (None, None) if memory is None else memory.chunk(2, dim=-1)
+        pairs = zip((self.first, self.second), halves, strict=True)
         values, after = zip(*(critic(x, m, first) for critic, m in pairs), strict=True)
         return torch.cat(values, dim=-1), torch.cat(after, dim=-1)
 
@@ -170,6 +171,10 @@ class SAC(OffPolicy):
             "actor_loss": (learning, self.actor_loss),
         }
 
+    def looked_at(self, batch: Data) -> Data:
+        """Return what actor and critics see."""
+        return {"actor": batch["obs"], "critic": self.judged(batch["obs"], batch["action"])}
+
     def judged(self, obs: Tensor, action: Tensor) -> Tensor:
         """Return what the critics see, (..., N, D + A), actions scaled to [-1, 1]."""
         return torch.cat([obs, self.bounds.shrink(action)], dim=-1)
@@ -179,18 +184,19 @@ class SAC(OffPolicy):
         return net.temperature() if self.config.learn_alpha else self.config.alpha
 
     @torch.no_grad()
-    def soft_target(self, net: Any, target: Any, batch: Data, memory: Tensor) -> Tensor:
+    def soft_target(self, net: Any, target: Any, batch: Data) -> Tensor:
         """Return r + γ (1 - terminated) (min Q'(s', a') - α log π(a')), (batch, T, N).
 
         a' is drawn anew from the policy; a truncated transition is not terminated. Equations 3, 5.
-        ``memory`` is that of the target critics after each step.
         """
-        remembered = memories(net.actor, batch["obs"], batch["first"], self.burn_in)
-        batch = rest(batch, self.burn_in)
-        policy = self.pi(net.actor(batch["next_obs"], remembered.after)[0])
+        memory = None
+        if self.memory_size:  # that of the actor after each step
+            memory = net.actor(batch["obs"], batch["actor_memory"], batch["first"])[1]
+        policy = self.pi(net.actor(batch["next_obs"], memory)[0])
         noise = batch["noise"].chunk(2, dim=-1)[0]
         action, log_prob = policy.sample_with_log_prob(noise)
-        q = target.critic(self.judged(batch["next_obs"], action), memory)[0].amin(-1)
+        x, memory = (self.judged(batch["next_obs"], action), batch.get("critic_target_memory"))
+        q = target.critic(x, memory)[0].amin(-1)
         value = q - self.alpha(net) * log_prob
         ended = batch["terminated"].unsqueeze(-1)
         return batch["reward"] + self.config.gamma * value.masked_fill(ended, 0.0)
@@ -203,10 +209,9 @@ class SAC(OffPolicy):
         net, target : namespaces of networks, of one replicate
         batch : dict of tensors (batch, T, ...), ``noise`` uniform
         """
-        x, b = self.judged(batch["obs"], batch["action"]), self.burn_in
-        q = along(net.critic, x, batch["first"], b)[0]  # (batch, T, N, 2)
-        theirs = memories(target.critic, x, batch["first"], b)
-        error = q - self.soft_target(net, target, batch, theirs.after).unsqueeze(-1)
+        x = self.judged(batch["obs"], batch["action"])
+        q = net.critic(x, batch.get("critic_memory"), batch["first"])[0]  # (batch, T, N, 2)
+        error = q - self.soft_target(net, target, batch).unsqueeze(-1)
         return self.mean(0.5 * error.square().sum(-1)), {}
 
     def actor_loss(self, net: Any, target: Any, batch: Data) -> tuple[Tensor, Data]:
@@ -215,13 +220,10 @@ class SAC(OffPolicy):
         The gradient reaches the actor through the action; the critics are held fixed. The
         temperature learns from -α (E log π + target entropy), section 5, in which the policy is.
         """
-        b, x = self.burn_in, self.judged(batch["obs"], batch["action"])
-        remembered = memories(net.critic, x, batch["first"], b)
-        output = along(net.actor, batch["obs"], batch["first"], b)[0]
-        batch = rest(batch, b)
+        output = net.actor(batch["obs"], batch.get("actor_memory"), batch["first"])[0]
         noise = batch["noise"].chunk(2, dim=-1)[1]
         action, log_prob = self.pi(output).sample_with_log_prob(noise)
-        q = net.critic(self.judged(batch["obs"], action), remembered.before)[0].amin(-1)
+        q = net.critic(self.judged(batch["obs"], action), batch.get("critic_before"))[0].amin(-1)
         alpha = torch.as_tensor(self.alpha(net))
         loss = self.mean(alpha.detach() * log_prob - q)
         gap = log_prob.detach().mean() + self.target_entropy

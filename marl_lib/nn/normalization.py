@@ -72,7 +72,7 @@ class RunningNorm:
         return torch.cat([there, x * there], dim=-1).flatten(-2)
 
     def undo(self, x: Tensor) -> Tensor:
-        """Return what :meth:`__call__` makes x (R, ..., D) of, where it did not clip."""
+        """Return what is normalised to x (R, ..., D), where nothing was clipped."""
         mean, scale = self._like(x)
         return x / scale + mean
 

@@ -139,7 +139,7 @@ class Team(nn.Module):
 
 
 def stacked(modules: Sequence[Network]) -> Network:
-    """Return the first of some modules, its parameters those of all, (len(modules), *shape)."""
+    """Return the first of some modules, its parameters those of all, (len(modules), ...)."""
     first, *_ = modules
     for name, _ in list(first.named_parameters()):
         *path, last = name.split(".")

@@ -354,8 +354,9 @@ class Learner:
     def anneal(self, done: int) -> float:
         """Set the learning rates for ``done`` steps of the whole; return the share that is left."""
         left = remaining(done, self.total_steps if self.config.anneal else None)
-        for name, rate in self.learning_rates().items():
-            self.optimizers[name].learning_rate = left * rate
+        rates = self.learning_rates()
+        for name, optimizer in self.optimizers.items():
+            optimizer.learning_rate = left * rates[name]
         return left
 
     # Keeping and looking --------------------------------------------------------------------------

@@ -76,6 +76,8 @@ class OnPolicy(Learner):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         c = self.config
+        more = c.rollout * self.num_envs > 1  # one return has no variance
+        require(more, "rollout", c.rollout, "at least 2 with one environment")
         # Steps of a stretch; without a memory each step stands alone.
         self.length = (c.sequence_length or c.rollout) if c.encoder.remembers else 1
         rows = self.num_envs * self.n_values

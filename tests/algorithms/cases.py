@@ -37,7 +37,7 @@ SMALL_REPLAY = {
     "sequence_length": 4, "burn_in": 1,
 }  # fmt: skip
 BARE = {"normalise_obs": False, "normalise_reward": False, "normalise_advantage": False}
-SMALL_ROLLOUT = {"rollout": 4, "epochs": 2, "batch_size": 8, "sequence_length": 2}
+SMALL_ROLLOUT = {"rollout": 4, "epochs": 1, "batch_size": 8, "sequence_length": 2}
 
 # Name of a case -> the algorithm, the world, settings of its own.
 LEARNERS: dict[str, tuple[str, Spec, dict[str, Any]]] = {

@@ -34,7 +34,6 @@ from algorithms.cases import (
 from scipy import stats
 from torch import Tensor
 
-from marl_lib.off_policy import along
 from marl_lib.replicates import lift
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -94,7 +93,7 @@ def test_every_parameter_moves(
     """
     made = full(name, encoder, seeds, share_parameters=share)
     if name in OFF_POLICY:
-        replaced(made, batch_size=32)
+        replaced(made, batch_size=20)
     before = {n: net.flat.detach().clone() for n, net in made.nets.items()}
     figures = learn(made)
     for n, net in made.nets.items():
@@ -227,7 +226,7 @@ def test_a_restored_learner_goes_on_bit_for_bit(
 ) -> None:
     """Stopped within a rollout, kept in a file without code, taken up by one of another start."""
     given: dict[str, Any] = {"share_parameters": share}
-    given |= {"train_every": 3 * ENVS, "target_every": 2} if name in OFF_POLICY else {"epochs": 1}
+    given |= {"train_every": 3 * ENVS, "target_every": 2} if name in OFF_POLICY else {}
     first = learner(name, encoder, seeds, **given)
     play = Play(first)(6)
     state, file = first.state_dict(), io.BytesIO()
@@ -470,16 +469,50 @@ def test_a_stretch_is_remembered_as_it_was_acted(name: str, encoder: str, share:
     ended = data["terminated"] | data["truncated"]
     first = torch.cat([torch.zeros_like(ended[..., :1]), ended[..., :-1]], -1)
     assert first.flatten(1).any(1).all()
-
-    def run(net: Any, obs: Tensor, first: Tensor, burn_in: int) -> Any:
-        return along(getattr(net, made.acting), obs, first, burn_in)[1]
-
+    seen = {"obs": data["obs"], "action": data["action"], "first": first}
     for burn_in in (0, 3):
-        found = made.lift(lambda net, *x, b=burn_in: run(net, *x, b), data["obs"], first)
-        torch.testing.assert_close(found.after, acted[:, :, burn_in:])
+        made.burn_in = burn_in
+        found = made.lift(made.remembering, seen)
         before = torch.cat([torch.zeros_like(acted[:, :, :1]), acted[:, :, :-1]], 2)
-        before = before * ~first[..., None, None]
-        torch.testing.assert_close(found.before, before[:, :, burn_in:])
+        acting = made.acting
+        torch.testing.assert_close(found[f"{acting}_memory"], before[:, :, burn_in])
+        torch.testing.assert_close(found[f"{acting}_target_memory"], acted[:, :, burn_in:])
+        assert found["obs"].shape[2] == 9 - burn_in
+
+
+@off_policy
+@memories
+@sharing
+def test_every_network_is_run_through_what_only_fills_its_memory(
+    name: str, encoder: str, share: bool
+) -> None:
+    """Step by step, each network with a memory, and its target, over what it looks at."""
+    made = full(name, encoder, ends=0.3, share_parameters=share, burn_in=2)
+    scatter(made)
+    drawn, sample = {}, made.replay.sample
+    made.replay.sample = lambda *a: drawn.update(sample(*a)) or dict(drawn)
+    batch, first = made.sample(), drawn["first"]
+    assert first.any() and not any(x.requires_grad for x in batch.values())
+    for n, x in made.lift(lambda net, b: made.looked_at(b), drawn).items():
+        for role in ("fixed", "target"):
+            after: list[Tensor] = []
+            for t in range(4):
+
+                def step(net: Any, *row: Tensor, n: str = n, role: str = role) -> Any:
+                    return getattr(net if role == "fixed" else net.target, n)(*row)[1]
+
+                held = [x * ~first[:, :, t, None, None] for x in after[-1:]]
+                if n == "critic" and not held:  # which is no plain team
+                    held = [x.new_zeros(*x.shape[:2], x.shape[3], made.nets[n].module.memory_size)]
+                after.append(made.lift(step, x[:, :, t], *held))
+            if role == "target":
+                expected = torch.stack(after[2:], 2)
+                torch.testing.assert_close(batch[f"{n}_target_memory"], expected)
+            else:
+                torch.testing.assert_close(batch[f"{n}_memory"], after[1])
+                if n != made.acting:
+                    before = torch.stack(after[1:3], 2) * ~first[:, :, 2:, None, None]
+                    torch.testing.assert_close(batch[f"{n}_before"], before)
 
 
 @off_policy
@@ -487,21 +520,22 @@ def test_a_stretch_is_remembered_as_it_was_acted(name: str, encoder: str, share:
 def test_the_burn_in_fills_the_memory_and_teaches_nothing(name: str, encoder: str) -> None:
     made = full(name, encoder, ends=0.0, burn_in=2)
     scatter(made)
-    batch = made.sample()
-    batch["first"] = torch.zeros_like(batch["first"])
-    found = losses(made, batch)
-    paid = {**batch, "reward": batch["reward"].clone()}
-    paid["reward"][:, :, :2] += 5.0
-    seen = {**batch, "obs": batch["obs"].clone().requires_grad_()}
-    for n, loss in losses(made, paid).items():
-        torch.testing.assert_close(loss, found[n])
-    for n in made.losses():
-        (slope,) = torch.autograd.grad(loss_of(made, seen, n).sum(), seen["obs"])
-        assert not slope[:, :, :2].any() and slope[:, :, 2:].any(), n
-    seen["obs"] = batch["obs"].clone()
-    seen["obs"][:, :, :2] += 1.0
-    for n, loss in losses(made, seen).items():
-        assert (loss != found[n]).all(), n
+    drawn, draws = made.replay.sample(8, 4), made.draws.state_dict()
+
+    def lost(field: str | None = None) -> dict[str, Tensor]:
+        """Return the losses where a field was another in the first two of four steps."""
+        changed = {n: x.clone() for n, x in drawn.items()}
+        changed["first"][:] = False
+        if field is not None:
+            changed[field][:, :, :2] += 1.0
+        made.replay.sample = lambda *_: changed
+        made.draws.load_state_dict(draws)
+        return losses(made, made.sample())
+
+    found, paid, seen = lost(), lost("reward"), lost("obs")
+    for n, loss in found.items():
+        torch.testing.assert_close(paid[n], loss)
+        assert ((seen[n] - loss).abs() > 1e-6).all(), n
 
 
 @on_policy
@@ -514,7 +548,7 @@ def test_a_rollout_says_again_what_was_said_in_acting(
     name: str, encoder: str, share: bool, length: int | None
 ) -> None:
     """In a second rollout, which begins within episodes: so PPO's first ratio is one."""
-    given = {"rollout": 6, "sequence_length": length, "epochs": 1}
+    given = {"rollout": 6, "sequence_length": length}
     made = learner(name, encoder, share_parameters=share, **given)
     scatter(made)
     play = Play(made, ends=0.2)(6)
@@ -527,7 +561,7 @@ def test_a_rollout_says_again_what_was_said_in_acting(
         play.step()
     assert (made.data["terminated"] | made.data["truncated"])[:, :-1].flatten(1).any(1).all()
     batch = made.prepare()
-    rows = batch["obs"], batch["memory"], batch["first"]
+    rows = batch["obs"], batch[f"{made.acting}_memory"], batch["first"]
     again = made.lift(lambda net, *x: getattr(net, made.acting)(*x)[0], *rows)
     torch.testing.assert_close(whole(again), torch.stack(said, 1), rtol=1e-4, atol=1e-5)
     if "log_prob" in batch:

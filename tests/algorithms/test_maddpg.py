@@ -124,8 +124,7 @@ def test_ends_do_not_bootstrap_and_time_limits_do(share: bool, team_reward: bool
     batch["reward"] = torch.tensor([1.0, 2.0]).expand(1, 6, 1, 2)
     batch["terminated"] = torch.tensor([0, 1, 0, 1, 0, 0]).bool().view(1, 6, 1)
     batch["truncated"] = torch.tensor([0, 0, 1, 1, 1, 0]).bool().view(1, 6, 1)
-    memory = torch.zeros(1, 6, 1, 2, 0)
-    target = team.lift(lambda net, *x: team.td_target(net.target, *x), batch, memory)
+    target = team.lift(lambda net, b: team.td_target(net.target, b), batch)
     rewards = [3.0] if share and team_reward else [3.0, 3.0] if team_reward else [1.0, 2.0]
     going = [4.0, 0.0, 4.0, 0.0, 4.0, 4.0]
     np.testing.assert_allclose(target[0, :, 0], [[r + g for r in rewards] for g in going])

@@ -177,7 +177,10 @@ def plain(qmix: Any, r: int) -> SimpleNamespace:
 
 
 def slow_loss(qmix: Any, batch: dict[str, Tensor], r: int) -> tuple[Tensor, SimpleNamespace]:
-    """Return the loss of one replicate in loops over plain networks, and those networks."""
+    """Return the loss of one replicate in loops over plain networks, and those networks.
+
+    The batch is as it comes from the replay, the steps that only fill the memories included.
+    """
     c, nets, losses = qmix.config, plain(qmix, r), []
     weighted = isinstance(qmix, WQMIX)
     remembers = c.encoder.remembers
@@ -225,13 +228,15 @@ def slow_loss(qmix: Any, batch: dict[str, Tensor], r: int) -> tuple[Tensor, Simp
 
 def equals_plain_networks(qmix: Any) -> None:
     scatter(qmix)
+    drawn, sample = {}, qmix.replay.sample
+    qmix.replay.sample = lambda *a: drawn.update(sample(*a)) or dict(drawn)
     batch = qmix.sample()
     for net in qmix.nets.values():
         net.zero_grad()
     found = loss_of(qmix, batch)
     found.sum().backward()
     for r in range(2):
-        loss, nets = slow_loss(qmix, batch, r)
+        loss, nets = slow_loss(qmix, drawn, r)
         torch.testing.assert_close(found[r], loss)
         if qmix.burn_in:  # memories are cut off from it, which the slow loss does not do
             continue

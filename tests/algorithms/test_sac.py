@@ -101,11 +101,7 @@ def test_ends_do_not_bootstrap_and_time_limits_do() -> None:
     batch["noise"] = torch.full_like(batch["noise"], 0.5)
     log_prob = -2 * 0.5 * math.log(2 * math.pi) - math.log(2.0) - math.log(0.25)
     on, over = 1 + 0.5 * (3 - 0.2 * log_prob), 1.0
-    target = sac.lift(
-        lambda net, b, memory: sac.soft_target(net, net.target, b, memory),
-        batch,
-        torch.zeros(1, 6, 1, 1, 0),
-    )
+    target = sac.lift(lambda net, b: sac.soft_target(net, net.target, b), batch)
     assert target.flatten().tolist() == pytest.approx([on, over, on, over, on, on])
 
 

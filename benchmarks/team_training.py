@@ -39,14 +39,13 @@ VALUES = {
     "learning_starts": 800,
     "buffer_size": 125_000,
     "target_every": 200,
-    "hidden": [64, 64],
+    "encoder": {"hidden": [64, 64]},
     "max_grad_norm": 10.0,
 }
 PASSES = {
     "rollout": 25,
     "epochs": 4,
-    "minibatches": 16,
-    "activation": "relu",
+    "batch_size": 250,
     "max_grad_norm": 10.0,
 }
 MIXER = {"mixer_width": 32, "hyper_width": 64}
@@ -80,14 +79,14 @@ TASKS = {
         "160 environments, 25 steps, 4 epochs, 16 minibatches, two layers of 64, ReLU",
         320_000,
         "mappo",
-        {"num_envs": 160, "mappo": PASSES | {"hidden": [64, 64]}},
+        {"num_envs": 160, "mappo": PASSES | {"encoder": {"hidden": [64, 64], "activation": "relu"}}},
     ),
     "mappo-128": Task(
         "MAPPO, equal networks twice as wide, 4 passes in minibatches of 250 steps",
         "160 environments, 25 steps, 4 epochs, 16 minibatches, two layers of 128, ReLU",
         240_000,
         "mappo",
-        {"num_envs": 160, "mappo": PASSES | {"hidden": [128, 128]}},
+        {"num_envs": 160, "mappo": PASSES | {"encoder": {"hidden": [128, 128], "activation": "relu"}}},
     ),
     "qmix": Task(
         "QMIX, equal networks, 800 steps learned from every 25",

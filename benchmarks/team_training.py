@@ -48,6 +48,13 @@ PASSES = {
     "batch_size": 250,
     "max_grad_norm": 10.0,
 }
+
+
+def two_layers(width: int) -> dict[str, Any]:
+    """Return the setting for two hidden layers with ReLU."""
+    return {"encoder": {"hidden": [width, width], "activation": "relu"}}
+
+
 MIXER = {"mixer_width": 32, "hyper_width": 64}
 
 
@@ -79,14 +86,14 @@ TASKS = {
         "160 environments, 25 steps, 4 epochs, 16 minibatches, two layers of 64, ReLU",
         320_000,
         "mappo",
-        {"num_envs": 160, "mappo": PASSES | {"encoder": {"hidden": [64, 64], "activation": "relu"}}},
+        {"num_envs": 160, "mappo": PASSES | two_layers(64)},
     ),
     "mappo-128": Task(
         "MAPPO, equal networks twice as wide, 4 passes in minibatches of 250 steps",
         "160 environments, 25 steps, 4 epochs, 16 minibatches, two layers of 128, ReLU",
         240_000,
         "mappo",
-        {"num_envs": 160, "mappo": PASSES | {"encoder": {"hidden": [128, 128], "activation": "relu"}}},
+        {"num_envs": 160, "mappo": PASSES | two_layers(128)},
     ),
     "qmix": Task(
         "QMIX, equal networks, 800 steps learned from every 25",

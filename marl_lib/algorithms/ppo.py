@@ -35,8 +35,7 @@ class PPOConfig(OnPolicyConfig):
     ----------
     critic : {"own", "central", "turned"}
         The critic sees what its agent sees (IPPO), or all observations side by side (MAPPO), in the
-        order of the agents or turned such that the agent's own comes first, where it need not be
-        found by the id.
+        order of the agents or turned such that the agent's own comes first.
     team_reward : bool
         Every agent learns from the sum of all rewards, which is what a team is judged by; otherwise
         from its own, which tells better what it did itself but makes it selfish.
@@ -229,8 +228,7 @@ class PPO(OnPolicy):
         clip : float
             ε of equation 7.
         """
-        c = self.config
-        policy = self.policy_of(net, batch)
+        c, policy = self.config, self.policy_of(net, batch)
         log_ratio = policy.log_prob(batch["action"]) - batch["log_prob"]  # (n, length, N)
         ratio, advantage = log_ratio.exp(), batch["advantage"]
         if c.normalise_advantage:
@@ -241,10 +239,12 @@ class PPO(OnPolicy):
         if c.clip_value is not None:
             near = batch["value"] + (value - batch["value"]).clamp(-c.clip_value, c.clip_value)
             error = torch.maximum(error, (near - batch["returns"]).square())
-        policy_loss, value_loss = -self.mean(gain), 0.5 * self.mean(error)
+        actor, critic = -self.mean(gain), 0.5 * self.mean(error)
         entropy = self.mean(policy.entropy())
-        figures = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+        loss, each = actor - c.entropy_coef * entropy + critic, self.nets["actor"].copies
+        sums = {"policy_loss": actor, "value_loss": critic, "entropy": entropy, "loss": loss}
+        figures = {name: x / each for name, x in sums.items()}  # means over the agents
         with torch.no_grad():  # J. Schulman, "Approximating KL divergence", 2020
             figures["approx_kl"] = (ratio - 1 - log_ratio).mean()
             figures["clip_fraction"] = ((ratio - 1).abs() > clip).float().mean()
-        return policy_loss - c.entropy_coef * entropy + value_loss, figures
+        return loss, figures

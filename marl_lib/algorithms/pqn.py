@@ -118,4 +118,5 @@ class PQN(EpsilonGreedy, OnPolicy):
         """
         q, _ = net.agents(batch["obs"], batch["agents_memory"], batch["first"])
         q = self.mix(q.gather(-1, batch["action"].unsqueeze(-1)).squeeze(-1))
-        return 0.5 * self.mean((q - batch["returns"]).square()), {"q": q.detach().mean()}
+        error = 0.5 * (q - batch["returns"]).square()
+        return self.mean(error), {"loss": error.mean(), "q": q.detach().mean()}

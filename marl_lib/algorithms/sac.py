@@ -212,7 +212,8 @@ class SAC(OffPolicy):
         x = self.judged(batch["obs"], batch["action"])
         q = net.critic(x, batch.get("critic_memory"), batch["first"])[0]  # (batch, T, N, 2)
         error = q - self.soft_target(net, target, batch).unsqueeze(-1)
-        return self.mean(0.5 * error.square().sum(-1)), {}
+        loss = 0.5 * error.square().sum(-1)
+        return self.mean(loss), {"loss": loss.mean()}
 
     def actor_loss(self, net: Any, target: Any, batch: Data) -> tuple[Tensor, Data]:
         """Return the mean of α log π(a) - min Q(s, a), equation 7, and the temperature's loss.
@@ -225,7 +226,7 @@ class SAC(OffPolicy):
         action, log_prob = self.pi(output).sample_with_log_prob(noise)
         q = net.critic(self.judged(batch["obs"], action), batch.get("critic_before"))[0].amin(-1)
         alpha = torch.as_tensor(self.alpha(net))
-        loss = self.mean(alpha.detach() * log_prob - q)
+        loss = alpha.detach() * log_prob - q
         gap = log_prob.detach().mean() + self.target_entropy
-        figures = {"loss": loss, "alpha": alpha.detach(), "entropy": -log_prob.mean()}
-        return loss - alpha * gap, figures
+        figures = {"loss": loss.mean(), "alpha": alpha.detach(), "entropy": -log_prob.mean()}
+        return self.mean(loss) - alpha * gap, figures

@@ -109,6 +109,10 @@ class RunConfig(LoopConfig):
             cause = str(error).splitlines()[0]
             raise ConfigError(f"device {self.device!r} cannot be used: {cause}") from None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel between processes as values: a class made on the way would come as a copy."""
+        return load_mapping, (to_mapping(self),)
+
     @property
     def seeds(self) -> list[int]:
         """The seeds of the replicates."""
@@ -289,7 +293,11 @@ def _finish(trainer: Trainer, folder: Path) -> TrainingResult:
 
 def load_config(folder: str | Path) -> RunConfig:
     """Return the configuration of the run in ``folder``."""
-    values = read_yaml(Path(folder) / "config.yaml")
+    return load_mapping(read_yaml(Path(folder) / "config.yaml"))
+
+
+def load_mapping(values: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration that :func:`marl_lib.config.to_mapping` wrote."""
     kind = run_config_type(values.get("env", RunConfig.env), values.get("algorithm", ""))
     return from_mapping(kind, values)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -164,6 +166,14 @@ def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_mapping(config)))
     assert to_mapping(runs.load_config(tmp_path)) == to_mapping(config)
     assert runs.load_config(tmp_path).seeds == [2, 3, 4]
+
+
+def test_a_configuration_travels_between_processes_and_changes_nothing() -> None:
+    """A class sent by value would come back over ours, with fields that have no default."""
+    config = runs.run_config({"env": "TrafficJunction", "algorithm": "ippo"})
+    (back,) = joblib.Parallel(n_jobs=2)([joblib.delayed(copy.copy)(config)])
+    assert back == config and type(back) is type(config)
+    assert runs.run_config({"env": "TrafficJunction", "algorithm": "ippo"}) == config
 
 
 @pytest.mark.parametrize(

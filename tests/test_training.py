@@ -100,7 +100,7 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def first_updates(seed: int, replicates: int, share: bool) -> tuple[Trainer, np.ndarray]:
-    """Run the shipped grid configuration to its thirtieth update; return the actions too."""
+    """Run the shipped grid configuration to its hundredth update; return the actions too."""
     settings = {"dqn": {"share_parameters": share}, "seed": seed, "replicates": replicates}
     it = runs.make_trainer(runs.run_config(settings), progress=False)
     actions, act = [], it.learner.act
@@ -111,7 +111,7 @@ def first_updates(seed: int, replicates: int, share: bool) -> tuple[Trainer, np.
         return action, stored
 
     it.learner.act = watched  # type: ignore[method-assign]
-    while it.learner.updates < 30:
+    while it.learner.updates < 100:
         it._step()
     return it, np.stack(actions, 1)  # (R, T, B, N)
 
@@ -127,7 +127,7 @@ def test_a_replicate_of_ten_equals_a_run_of_its_seed_alone(share: bool) -> None:
         for role in ("fixed", "target"):
             alone = one.learner.nets["agents"].roles[role]
             for name, p in ten.learner.nets["agents"].roles[role].items():
-                torch.testing.assert_close(p[i : i + 1], alone[name], atol=1e-3, rtol=0)
+                torch.testing.assert_close(p[i : i + 1], alone[name], atol=1e-4, rtol=0)
     # Not because all replicates are alike.
     weight = ten.learner.nets["agents"].params["network.head.advantage.weight"]
     assert (weight[0] - weight[7]).abs().max() > 0.01

@@ -71,7 +71,7 @@ class OnPolicy(Learner):
 
     config: Any
     adam_eps = 1e-5
-    counts = ("steps", "updates", "t", "cut")
+    counts = ("steps", "updates", "t")
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -85,7 +85,6 @@ class OnPolicy(Learner):
         self.shuffle = RandomStreams(self.seeds, 1, "shuffle")
         self.data: Data = {}
         self.t = 0
-        self.cut: list[int] = []  # steps of the rollout at which an episode ran out of time
         self.start = self.memory.clone()  # memories with which the rollout began
 
     # What an algorithm supplies -------------------------------------------------------------------
@@ -133,8 +132,6 @@ class OnPolicy(Learner):
                 shape = (self.replicates, self.config.rollout, *value.shape[1:])
                 self.data[name] = torch.zeros(shape, dtype=value.dtype, device=self.device)
             self.data[name][:, self.t] = value
-        if truncated.any():
-            self.cut.append(self.t)
         self.remember(stored, terminated | truncated)
         self.t += 1
 
@@ -149,7 +146,7 @@ class OnPolicy(Learner):
         if self.t < self.config.rollout:
             return {}
         figures = self.learn(self.prepare())
-        self.t, self.cut, self.start = 0, [], self.memory.clone()
+        self.t, self.start = 0, self.memory.clone()
         return {name: value.numpy(force=True) for name, value in figures.items()}
 
     def learn(self, batch: Data) -> Data:
@@ -210,7 +207,7 @@ class OnPolicy(Learner):
         out, after = self.lift(function, *rows, stretches(self.first, length))
         return whole(out, self.num_envs), whole(after, self.num_envs)
 
-    def following(self, value: Tensor, judge: Callable[[list[int]], Tensor]) -> Tensor:
+    def following(self, value: Tensor, judge: Callable[[Data], Tensor], led_to: Data) -> Tensor:
         """Return the value of what each step led to, from that of what it started from.
 
         Where an episode ended, the next observation in the rollout belongs to another one; only for
@@ -220,11 +217,19 @@ class OnPolicy(Learner):
         ----------
         value : (R, T, B, V)
         judge : callable
-            ``judge(steps)`` returns the value (R, len(steps), B, V) of where these steps led to.
+            Returns the values (R, K, V) of K places in ``led_to``, given as (R, K, ...).
+        led_to : dict of tensors (R, T, B, ...)
         """
-        ask = sorted({*self.cut, value.shape[1] - 1})
         out = value.roll(-1, dims=1)
-        out[:, ask] = judge(ask)
+        out[:, -1] = judge({name: x[:, -1] for name, x in led_to.items()})
+        cut = self.data["truncated"].flatten(1)  # (R, T B)
+        most = int(cut.sum(1).max())
+        if most:  # a replicate with fewer is asked for others as well
+            where = cut.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+            at = torch.arange(self.replicates, device=self.device).unsqueeze(1), where
+            found = judge({name: x.flatten(1, 2)[at] for name, x in led_to.items()})
+            places = out.flatten(1, 2)  # a view
+            places[at] = found.where(cut[at].unsqueeze(-1), places[at])
         return out
 
     def by_row(self, reward: Tensor, **values: Tensor) -> dict[str, Any]:

@@ -164,7 +164,8 @@ class PPO(OnPolicy):
         obs, reward = self.see(d["obs"]), d["reward"]
         value, after = self.run_along(self.value, obs, self.critic_start)
         value = self.value_norm.undo(value.unsqueeze(-1)).squeeze(-1)  # (R, T, B, N)
-        next_value = self.following(value, partial(self._value_after, after))
+        led_to = {"obs": d["next_obs"], "memory": after}
+        next_value = self.following(value, self._value_after, led_to)
         if c.team_reward:
             reward = reward.sum(-1, keepdim=True).expand(reward.shape)
         rows = self.by_row(reward, value=value, next_value=next_value)
@@ -184,12 +185,10 @@ class PPO(OnPolicy):
         self.norm.update(d["obs"].flatten(1, 3))
         return batch
 
-    def _value_after(self, after: Tensor, steps: list[int]) -> Tensor:
-        """Return the value of where some steps led to, (R, steps, B, N)."""
-        final = self.see(self.data["next_obs"][:, steps])
-        rows = (x.flatten(1, 2) for x in (final, after[:, steps]))
-        value = self.lift(self.value, *rows)[0].unsqueeze(-1)
-        return self.value_norm.undo(value).view(final.shape[:-1])
+    def _value_after(self, seen: Data) -> Tensor:
+        """Return the values (R, K, V) of observations (R, K, N, D), with the memory before them."""
+        value = self.lift(self.value, self.see(seen["obs"]), seen["memory"])[0]
+        return self.value_norm.undo(value.unsqueeze(-1)).squeeze(-1)
 
     def policy_of(self, net: Any, batch: Data) -> Distribution:
         """Return the policy over (n, length, N) along a batch of stretches."""

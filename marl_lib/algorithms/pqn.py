@@ -87,21 +87,18 @@ class PQN(EpsilonGreedy, OnPolicy):
         c, d = self.config, self.data
         reward = self.mix(d["reward"])  # (R, T, B, V)
         # max Q of what a step led to was found in acting on the next one
-        next_value = self.mix(self.following(d["best"], self._best_after))
+        led_to = {"obs": d["next_obs"], "memory": d["memory"]}
+        led_to |= {"mask": d["next_mask"]} if "next_mask" in d else {}
+        next_value = self.mix(self.following(d["best"], self._best_after, led_to))
         rows = self.by_row(reward, next_value=next_value)
         returns = q_lambda_return(**rows, gamma=c.gamma, lam=c.lam)
         kept = {"obs": d["obs"], "action": d["action"], "returns": returns.view(reward.shape)}
         return self.cut_up(kept, {"agents_memory": (self.start, d["memory"])})
 
-    def _best_after(self, steps: list[int]) -> Tensor:
-        """Return max Q of where some steps led to, (R, steps, B, N)."""
-        d = self.data
-        seen = {"obs": d["next_obs"], "memory": d["memory"]}
-        if "next_mask" in d:
-            seen["mask"] = d["next_mask"]
-        seen = {name: x[:, steps].flatten(1, 2) for name, x in seen.items()}
+    def _best_after(self, seen: Data) -> Tensor:
+        """Return max Q (R, K, N) of what is seen, (R, K, ...)."""
         best: Tensor = self.lift(lambda net, seen: self.legal_values(net, seen)[0].amax(-1), seen)
-        return best.unflatten(1, (len(steps), -1))
+        return best
 
     def minimised(self, left: float) -> Any:
         """Return the one loss."""

@@ -11,7 +11,7 @@ from typing import Any
 from marl_lib.config import ConfigError, from_mapping, to_mapping
 from marl_lib.plans import ExperimentConfig, find_experiment, nested
 from marl_lib.records import TUNING, read_record, recorded_files, rounded, write_record
-from marl_lib.runs import RunConfig, find_config, provenance, run_config
+from marl_lib.runs import RunConfig, find_config, placed, provenance, run_config
 from marl_lib.training import TrainingDiverged
 from marl_lib.tuning import RATE, Trial, TuningConfig, Values, choose, next_round, trials
 from marl_lib.units import run_reference, run_setting, try_setting
@@ -115,7 +115,8 @@ def _configurations(
     if experiment.tuning is not None:
         for config in configs.values():  # so that one that cannot be is refused here
             [_with_values(config, values) for values in experiment.tuning.grid()]
-    return configs, next(iter(configs.values()), None) or run_config(base, overrides)
+    world = next(iter(configs.values()), None) or run_config(base, overrides)
+    return configs, replace(world, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,8 @@ def _units(
     for label, config in configs.items():
         for done in range(0, count, size):
             seeds = {"seed": first + done, "replicates": min(size, count - done)}
-            yield label, from_mapping(type(config), to_mapping(config) | seeds), experiment
+            unit = from_mapping(type(config), to_mapping(config) | seeds)
+            yield label, placed(unit), experiment
 
 
 def _written(

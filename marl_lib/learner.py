@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from marl_lib.capture import Captures
 from marl_lib.config import Config, ConfigError, Positive, Unit
 from marl_lib.exploration import remaining
 from marl_lib.exploration.bonus import Bonus, NoBonus
@@ -77,6 +78,8 @@ class Learner:
     total_steps : int or None
         Steps of the whole training, for annealing; None for none.
     device : torch device
+    capture : bool
+        Record the gradients' computation as a CUDA graph, see :mod:`marl_lib.capture`.
 
     Attributes
     ----------
@@ -105,7 +108,9 @@ class Learner:
         *,
         total_steps: int | None = None,
         device: str | torch.device = "cpu",
+        capture: bool = False,
     ):
+        self.captures = Captures() if capture else None
         self.config = self.config_type() if config is None else config
         self.spec, self.num_envs, self.seeds = spec, num_envs, list(seeds)
         self.total_steps, self.device = total_steps, torch.device(device)
@@ -326,14 +331,14 @@ class Learner:
         return x.flatten(0, -2).mean(0).sum()
 
     def descend(
-        self, loss: Callable[..., tuple[Tensor, Data]], learning: tuple[str, ...], *data: Any
+        self, loss: Callable[..., tuple[Tensor, Data]], learning: tuple[str, ...], batch: Data
     ) -> Data:
         """Put the gradients of a loss of one replicate where the optimisers find them, clipped.
 
         Parameters
         ----------
         loss : callable
-            ``loss(net, *data)`` returns the loss and a dict of figures to watch.
+            ``loss(net, batch)`` returns the loss and a dict of figures to watch.
         learning : names of networks
             Those that learn from it; the others are held fixed.
 
@@ -341,7 +346,12 @@ class Learner:
         -------
         dict of tensors (R,): the loss, the norm of the gradient before clipping, the figures.
         """
-        value, figures = lift(loss, self.nets, *data, learning=learning)
+        if self.captures is None:
+            return self._gradients(loss, learning, batch)
+        return self.captures.run(learning, lambda b: self._gradients(loss, learning, b), batch)
+
+    def _gradients(self, loss: Any, learning: tuple[str, ...], batch: Data) -> Data:
+        value, figures = lift(loss, self.nets, batch, learning=learning)
         nets = [self.nets[name] for name in learning]
         for net in nets:
             net.zero_grad()
@@ -351,6 +361,10 @@ class Learner:
         found = {"loss": value, "grad_norm": norm, **figures}
         return {name: figure.detach() for name, figure in found.items()}
 
+    def number(self, name: str, value: float) -> float | Tensor:
+        """Return a number for a loss that may be another one in the next update."""
+        return value if self.captures is None else self.captures.number(name, value, self.device)
+
     def anneal(self, done: int) -> float:
         """Set the learning rates for ``done`` steps of the whole; return the share that is left."""
         left = remaining(done, self.total_steps if self.config.anneal else None)
@@ -358,6 +372,18 @@ class Learner:
         for name, optimizer in self.optimizers.items():
             optimizer.learning_rate = left * rates[name]
         return left
+
+    @property
+    def work(self) -> int:
+        """Multiplications of one pass of all networks over what an update learns from."""
+        rows, nets = self.rows * self.spec.n_agents, self.nets.values()
+        return sum(net.flat.numel() * rows // net.copies for net in nets)
+
+    @property
+    def rows(self) -> int:
+        """Steps of a team that an update learns from."""
+        config: Any = self.config
+        return int(config.batch_size)
 
     # Keeping and looking --------------------------------------------------------------------------
 

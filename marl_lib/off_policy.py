@@ -174,6 +174,11 @@ class OffPolicy(Learner):
             found[f"{name}_target_memory"] = getattr(net.target, name)(x, none, first)[1][:, b:]
         return {name: x[:, b:] for name, x in batch.items()} | found
 
+    @property
+    def rows(self) -> int:
+        """Steps of a team that an update learns from."""
+        return int(self.config.batch_size) * self.length
+
     # Updates --------------------------------------------------------------------------------------
 
     def update(self) -> dict[str, np.ndarray]:

@@ -170,10 +170,11 @@ def minibatches(
     some = next(iter(batch.values()))
     draw = torch.from_numpy(streams.bits(some.shape[1]).view(np.int64)).to(some.device)
     order = draw.argsort(1)[:, : some.shape[1] - some.shape[1] % parts]  # (R, n)
-    shuffled = {}
+    starts = torch.arange(len(order), device=order.device).unsqueeze(1) * some.shape[1]
+    rows, shuffled = (order + starts).flatten(), {}
     for name, x in batch.items():
-        index = order.view(*order.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:])
-        shuffled[name] = x.gather(1, index).chunk(parts, dim=1)
+        picked = x.flatten(0, 1).index_select(0, rows).unflatten(0, order.shape)
+        shuffled[name] = picked.chunk(parts, dim=1)
     for i in range(parts):
         yield {name: x[i] for name, x in shuffled.items()}
 

@@ -11,7 +11,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,10 @@ class RunConfig(LoopConfig):
     num_envs : int
         Environments of each replicate.
     device : str
-        "cpu", "cuda", ...
+        "cpu", "cuda", ...; "auto" for CUDA where there is one and the updates are large enough to
+        gain by it, see :func:`placed`.
+    capture : bool
+        On CUDA, record what computes the gradients as a CUDA graph and replay it.
     threads : int or None
         Of torch; one is fastest for small networks. ``None`` leaves torch's choice.
     """
@@ -96,7 +99,8 @@ class RunConfig(LoopConfig):
     seed: Natural = 0
     replicates: Count = 1
     num_envs: Count = 64
-    device: str = "cpu"
+    device: str = "auto"
+    capture: bool = False
     threads: Count | None = 1
 
     def check(self) -> None:
@@ -104,7 +108,7 @@ class RunConfig(LoopConfig):
         rule = f"such that no replicate trains on the worlds of evaluation, {EVALUATION_SEED}"
         require(self.seed + self.replicates <= EVALUATION_SEED, "seed", self.seed, rule)
         try:
-            torch.empty(0, device=self.device)
+            torch.empty(0, device=None if self.device == "auto" else self.device)
         except (RuntimeError, AssertionError) as error:
             cause = str(error).splitlines()[0]
             raise ConfigError(f"device {self.device!r} cannot be used: {cause}") from None
@@ -237,14 +241,33 @@ def build_learner(config: RunConfig, env: BatchedParallelEnv) -> Learner:
     """
     kind, _ = ALGORITHMS[config.algorithm]
     _, info = env.reset(seed=0)
+    device = placed(config).device
     return kind(
         env.sizes(info),
         config.num_envs,
         config.seeds,
         getattr(config, config.algorithm),
         total_steps=config.timesteps,
-        device=config.device,
+        device=device,
+        capture=config.capture and device.startswith("cuda"),
     )
+
+
+# An update costs a GPU its 600 or so launches, some 5 ms, whatever its size; a core of a CPU makes
+# 25 multiplications a nanosecond, and an update is three times its pass forward. An estimate:
+# ``python -m benchmarks.device`` shows where the two meet on a machine.
+CUDA_PAYS = 40_000_000  # multiplications of a pass forward
+
+
+def placed(config: RunConfig) -> RunConfig:
+    """Return the configuration with "auto" replaced by the device that it stands for."""
+    if config.device != "auto":
+        return config
+    device = "cpu"
+    if torch.cuda.is_available():
+        work = build_learner(replace(config, device="cpu"), world_maker(config)(1)).work
+        device = "cuda" if work >= CUDA_PAYS else "cpu"
+    return replace(config, device=device)
 
 
 def make_trainer(config: RunConfig, folder: Path | None = None, progress: bool = True) -> Trainer:
@@ -271,6 +294,7 @@ def train(config: RunConfig, folder: str | Path, progress: bool = True) -> Train
             f"{folder} already holds a run; resume it with `marl train --resume {folder}` "
             "or choose another --folder"
         )
+    config = placed(config)  # resumed on the same device
     trainer = make_trainer(config, folder, progress)
     trainer.save()  # so that a run stopped at any time can be resumed
     (folder / "config.yaml").write_text(yaml.safe_dump(to_mapping(config), sort_keys=False))

@@ -333,7 +333,16 @@ def test_an_address_is_taken_as_typed_or_as_copied_from_a_browser():
 FLOORS = [
     {"seeding", "budget", "config", "spec", "state"},
     {"nn", "exploration", "replay", "envs", "evaluation", "plotting", "player", "glue"},
-    {"planning", "replicates", "rollout", "interpret", "advantages", "checkpoint", "log"},
+    {
+        "planning",
+        "replicates",
+        "rollout",
+        "interpret",
+        "advantages",
+        "checkpoint",
+        "log",
+        "capture",
+    },
     {"learner"},
     {"off_policy", "on_policy"},
     {"algorithms"},

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from marl_lib.config import Count, Natural, NonNegative, Positive, Share, Unit
 from marl_lib.exploration import decay
@@ -161,7 +160,8 @@ class MADDPG(OffPolicy):
     def vector(self, action: Tensor) -> Tensor:
         """Return actions of the world (..., N[, A]) as the networks take them, (..., N, A)."""
         if self.bounds is None:
-            return one_hot(action, self.spec.n_actions).float()
+            each = torch.arange(self.spec.n_actions, device=action.device)
+            return (action.unsqueeze(-1) == each).float()  # F.one_hot waits for the device
         return self.bounds.shrink(action)
 
     def judged(self, obs: Tensor, action: Tensor) -> Tensor:

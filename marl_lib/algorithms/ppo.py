@@ -37,8 +37,7 @@ class PPOConfig(OnPolicyConfig):
         The critic sees what its agent sees (IPPO), or all observations side by side (MAPPO), in the
         order of the agents or turned such that the agent's own comes first.
     team_reward : bool
-        Every agent learns from the sum of all rewards, which is what a team is judged by; otherwise
-        from its own, which tells better what it did itself but makes it selfish.
+        Every agent learns from the sum of all rewards, which a team is judged by, or from its own.
     gae_lambda : float
         λ of generalised advantage estimation, in [0, 1].
     clip_ratio : float
@@ -90,7 +89,7 @@ class IPPOConfig(PPOConfig):
 
 @dataclass(frozen=True)
 class MAPPOConfig(IPPOConfig):
-    """Settings of MAPPO: those of :class:`IPPOConfig` with a critic that sees everything."""
+    """Settings of MAPPO: those of IPPO with a critic that sees everything."""
 
     critic: Literal["own", "central", "turned"] = "central"
 
@@ -109,17 +108,23 @@ class PPO(OnPolicy):
         count = None if s.tokens is None else s.tokens.count
         self.norm = RunningNorm(r, s.obs_dim, count, device=self.device)
         self.value_norm = RunningNorm(r, 1, clip=math.inf, device=self.device)
-        self.critic_start = self.memory.clone()  # the critics' memories before the rollout
+        self.critic_start = self.memory[..., : self.n_values, :].clone()  # before the rollout
 
     def networks(self) -> dict[str, Callable[[], nn.Module]]:
         """Return actor and critic."""
         s, continuous = self.spec, self.spec.bounds is not None
-        state = {"size_in": s.state_dim, "tokens": s.state_tokens}
+        state = {"size_in": s.state_dim, "tokens": s.state_tokens, "n_agents": self.n_values}
         sees = {} if self.config.critic == "own" else state
         return {
             "actor": lambda: self.team(lambda f: PolicyHead(f, s.n_actions, continuous)),
             "critic": lambda: self.team(lambda f: orthogonal(f, 1, 1.0), **sees),
         }
+
+    @property
+    def n_values(self) -> int:
+        """V: one for the team where all critics would see and learn the same, else each its own."""
+        one = self.config.critic == "central" and self.config.team_reward
+        return 1 if one else self.spec.n_agents
 
     # Acting ---------------------------------------------------------------------------------------
 
@@ -145,10 +150,10 @@ class PPO(OnPolicy):
     # Learning -------------------------------------------------------------------------------------
 
     def value(self, net: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the critic predicts (..., N), in its own units, and its memory."""
+        """Return what the critic predicts (..., V), in its own units, and its memory."""
         obs, *memory = inputs
         if self.config.critic != "own":
-            obs = joint_view(obs, self.config.critic == "turned")
+            obs = joint_view(obs, self.config.critic == "turned")[..., : self.n_values, :]
         value, after = net.critic(obs, *memory)
         return value.squeeze(-1), after
 
@@ -156,18 +161,17 @@ class PPO(OnPolicy):
     def prepare(self) -> Data:
         """Return the rollout in stretches, tensors (R, n, length, N, ...).
 
-        Everything is computed with the networks that acted, without dropout, so that the ratio of
-        the first minibatch is one. ``value`` and ``returns`` are in the critic's units, under the
-        statistics that count this rollout; the values were made under those before it.
+        Computed with the networks that acted, without dropout: the first minibatch's ratio is one.
+        ``value`` and ``returns`` are in the critic's units, under statistics that count this
+        rollout; the values were made under those before it.
         """
         c, d = self.config, self.data
         obs, reward = self.see(d["obs"]), d["reward"]
         value, after = self.run_along(self.value, obs, self.critic_start)
-        value = self.value_norm.undo(value.unsqueeze(-1)).squeeze(-1)  # (R, T, B, N)
-        led_to = {"obs": d["next_obs"], "memory": after}
-        next_value = self.following(value, self._value_after, led_to)
+        value = self.value_norm.undo(value.unsqueeze(-1)).squeeze(-1)  # (R, T, B, V)
+        next_value = self.following(value, self._value_of, {"obs": d["next_obs"], "memory": after})
         if c.team_reward:
-            reward = reward.sum(-1, keepdim=True).expand(reward.shape)
+            reward = reward.sum(-1, keepdim=True).expand(value.shape)
         rows = self.by_row(reward, value=value, next_value=next_value)
         advantage = generalised_advantage(**rows, gamma=c.gamma, lam=c.gae_lambda)
         returns = (advantage := advantage.view(value.shape)) + value
@@ -177,16 +181,14 @@ class PPO(OnPolicy):
         kept |= {"mask": d["mask"]} if "mask" in d else {}
         for name, x in (("value", value), ("returns", returns)):
             kept[name] = self.value_norm(x.unsqueeze(-1)).squeeze(-1)
-        memories = {"actor_memory": (self.start, d["memory"])}
-        memories |= {"critic_memory": (self.critic_start, after)}
-        batch = self.cut_up(kept, memories)
+        starts = {"actor": (self.start, d["memory"]), "critic": (self.critic_start, after)}
+        batch = self.cut_up(kept, {f"{name}_memory": x for name, x in starts.items()})
         batch["log_prob"] = self.lift(self.log_prob, batch)
         self.critic_start = after[:, -1] * ~self.ended[:, -1, :, None, None]
         self.norm.update(d["obs"].flatten(1, 3))
         return batch
 
-    def _value_after(self, seen: Data) -> Tensor:
-        """Return the values (R, K, V) of observations (R, K, N, D), with the memory before them."""
+    def _value_of(self, seen: Data) -> Tensor:
         value = self.lift(self.value, self.see(seen["obs"]), seen["memory"])[0]
         return self.value_norm.undo(value.unsqueeze(-1)).squeeze(-1)
 
@@ -214,18 +216,17 @@ class PPO(OnPolicy):
 
     def minimised(self, left: float) -> Any:
         """Return actor and critic, and their loss with a clip ratio that is annealed."""
-        return ("actor", "critic"), partial(self.loss, clip=left * self.config.clip_ratio)
+        clip = self.number("clip", left * self.config.clip_ratio)
+        return ("actor", "critic"), partial(self.loss, clip=clip)
 
-    def loss(self, net: Any, batch: Data, clip: float) -> tuple[Tensor, Data]:
+    def loss(self, net: Any, batch: Data, clip: Any) -> tuple[Tensor, Data]:
         """Return the clipped objective of the actor and the squared error of the critic.
 
         Parameters
         ----------
         net : namespace of networks, of one replicate
-        batch : dict of tensors (n, length, N, ...)
-            As :meth:`prepare` gives them.
-        clip : float
-            ε of equation 7.
+        batch : dict of tensors (n, length, N, ...), as :meth:`prepare` gives them
+        clip : float, ε of equation 7
         """
         c, policy = self.config, self.policy_of(net, batch)
         log_ratio = policy.log_prob(batch["action"]) - batch["log_prob"]  # (n, length, N)
@@ -238,11 +239,11 @@ class PPO(OnPolicy):
         if c.clip_value is not None:
             near = batch["value"] + (value - batch["value"]).clamp(-c.clip_value, c.clip_value)
             error = torch.maximum(error, (near - batch["returns"]).square())
-        actor, critic = -self.mean(gain), 0.5 * self.mean(error)
-        entropy = self.mean(policy.entropy())
+        entropy, actor, critic = (self.mean(x) for x in (policy.entropy(), -gain, 0.5 * error))
         loss, each = actor - c.entropy_coef * entropy + critic, self.nets["actor"].copies
-        sums = {"policy_loss": actor, "value_loss": critic, "entropy": entropy, "loss": loss}
+        sums = {"policy_loss": actor, "entropy": entropy, "loss": loss}
         figures = {name: x / each for name, x in sums.items()}  # means over the agents
+        figures["value_loss"] = critic / self.nets["critic"].copies
         with torch.no_grad():  # J. Schulman, "Approximating KL divergence", 2020
             figures["approx_kl"] = (ratio - 1 - log_ratio).mean()
             figures["clip_fraction"] = ((ratio - 1).abs() > clip).float().mean()

@@ -225,7 +225,7 @@ class SAC(OffPolicy):
         noise = batch["noise"].chunk(2, dim=-1)[1]
         action, log_prob = self.pi(output).sample_with_log_prob(noise)
         q = net.critic(self.judged(batch["obs"], action), batch.get("critic_before"))[0].amin(-1)
-        alpha = torch.as_tensor(self.alpha(net))
+        alpha = self.alpha(net) * log_prob.new_ones(())
         loss = alpha.detach() * log_prob - q
         gap = log_prob.detach().mean() + self.target_entropy
         figures = {"loss": loss.mean(), "alpha": alpha.detach(), "entropy": -log_prob.mean()}

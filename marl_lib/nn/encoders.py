@@ -31,7 +31,7 @@ from marl_lib.nn.attention import (
     LearnedPositions,
     causal_mask,
 )
-from marl_lib.nn.layers import Layers, mlp
+from marl_lib.nn.layers import Activation, Layers, mlp
 from marl_lib.nn.recurrent import CELLS, GRUCell, LSTMCell, run_cell
 from marl_lib.spec import Tokens
 
@@ -44,7 +44,7 @@ class Encoder(Variant):
     ----------
     hidden : tuple of int
         Widths of the hidden layers.
-    activation : {"relu", "tanh"} or None
+    activation : {"relu", "tanh", "fast_tanh"} or None
         Of the hidden layers; None for what the algorithm's paper has.
     layer_norm : bool or None
         LayerNorm before every activation; None for what the algorithm's paper has.
@@ -55,7 +55,7 @@ class Encoder(Variant):
     """
 
     hidden: Widths = (64, 64)
-    activation: Literal["relu", "tanh"] | None = None
+    activation: Activation | None = None
     layer_norm: bool | None = None
     memory: Literal["none", "gru", "lstm"] = "none"
     memory_size: Count = 64

@@ -68,6 +68,7 @@ def learner(
     spec: Spec | None = None,
     total_steps: int | None = None,
     device: str = "cpu",
+    capture: bool = False,
     **changes: Any,
 ) -> Any:
     """Return an untrained learner of a case; ``changes`` to its settings."""
@@ -77,7 +78,8 @@ def learner(
     encoder = ENCODERS[encoder] if isinstance(encoder, str) else encoder
     given = {"encoder": encoder, **small, **own, **changes}
     spec = world if spec is None else spec
-    return kind(spec, num_envs, seeds, config(**given), total_steps=total_steps, device=device)
+    where = {"device": device, "capture": capture}
+    return kind(spec, num_envs, seeds, config(**given), total_steps=total_steps, **where)
 
 
 class Noise(BatchedParallelEnv):

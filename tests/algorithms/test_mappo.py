@@ -31,21 +31,35 @@ sharing = pytest.mark.parametrize("share", [True, False], ids=["shared", "separa
 
 
 def judge(mappo: Any, r: int, obs: Tensor) -> Tensor:
-    """Return the critics' values (..., N) of observations (..., N, D), put together by hand."""
+    """Return the critics' values (..., N) of observations (..., N, D), put together by hand.
+
+    One of the state whose reward is the team's has one value for all, and no id.
+    """
     says = networks(mappo, "critic", r)
     sees = {
         "own": lambda i: obs[..., i, :],
         "central": lambda i: torch.cat(obs.unbind(-2), -1),
         "turned": lambda i: torch.cat(obs.roll(-i, -2).unbind(-2), -1),
     }[mappo.config.critic]
-    return torch.cat([say(sees(i)) for i, say in enumerate(says)], -1).detach()
+    assert len(says) == (1 if one_value(mappo) else obs.shape[-2])
+    return for_each(torch.cat([say(sees(i)) for i, say in enumerate(says)], -1).detach(), obs)
+
+
+def one_value(mappo: Any) -> bool:
+    """Return whether one value serves the team."""
+    return mappo.config.critic == "central" and mappo.config.team_reward
+
+
+def for_each(value: Tensor, obs: Tensor) -> Tensor:
+    """Return values (..., V) for each of N agents."""
+    return value.expand(*value.shape[:-1], obs.shape[-2])
 
 
 def value(mappo: Any, obs: Tensor) -> Tensor:
     """Return what the learner's critics say of observations (R, n, N, D), (R, n, N)."""
     memory = torch.zeros(*obs.shape[:-1], 0)
     found: Tensor = mappo.lift(lambda net, *x: mappo.value(net, *x)[0], obs, memory)
-    return found
+    return for_each(found, obs)
 
 
 # Who sees what ------------------------------------------------------------------------------------
@@ -121,8 +135,9 @@ def test_a_time_limit_bootstraps_from_where_it_cut(
             rows = reward[..., i], v[..., i], follows[..., i], over, over | d["truncated"][r]
             slow = slow_advantage(*rows, c.gamma, c.gae_lambda)
             close = {"atol": 1e-4, "rtol": 1e-4}
-            torch.testing.assert_close(found["advantage"][r, :, 0, i], slow.flatten(), **close)
-            returns = found["returns"][r, :, 0, i] * deviation[r] + mean[r]
+            column = 0 if one_value(mappo) else i
+            torch.testing.assert_close(found["advantage"][r, :, 0, column], slow.flatten(), **close)
+            returns = found["returns"][r, :, 0, column] * deviation[r] + mean[r]
             torch.testing.assert_close(returns, (slow + v[..., i]).flatten(), **close)
 
 
@@ -132,7 +147,7 @@ def test_the_team_s_reward_is_the_sum() -> None:
         mappo = full("mappo", gamma=0.0, team_reward=team, normalise_value=False, **BARE)
         mappo.nets["critic"].flat.detach().zero_()
         reward = mappo.data["reward"].flatten(1, 2)
-        expected = reward.sum(-1, keepdim=True).expand_as(reward) if team else reward
+        expected = reward.sum(-1, keepdim=True) if team else reward
         torch.testing.assert_close(mappo.prepare()["advantage"][:, :, 0], expected)
 
 
@@ -140,7 +155,7 @@ def test_equal_pay_makes_team_and_own_reward_the_same() -> None:
     """With both normalisations; this is why the default may be the team's."""
     flats = []
     for team in (True, False):
-        mappo = full("mappo", seeds=(0,), team_reward=team, learning_rate=0.01)
+        mappo = full("mappo", seeds=(0,), team_reward=team, critic="turned", learning_rate=0.01)
         mappo.data["reward"][..., 1] = mappo.data["reward"][..., 0]
         with torch.no_grad():  # the value is zero in any unit
             mappo.nets["critic"].params["network.head.weight"].zero_()
@@ -159,7 +174,7 @@ def test_values_are_learned_in_deviations_of_the_returns() -> None:
         norm = mappo.value_norm
         before = [norm.scale.clone(), norm.mean.clone()]  # under which the critic's numbers mean:
         obs = mappo.data["obs"].flatten(1, 2)
-        raw = value(mappo, obs) / before[0][..., None] + before[1][..., None]
+        raw = value(mappo, obs)[..., :1] / before[0][..., None] + before[1][..., None]
         found = mappo.prepare()
         back = {n: found[n] / norm.scale[:, None, None, :] + norm.mean[:, None, None, :]
                 for n in ("returns", "value")}  # fmt: skip
@@ -206,7 +221,10 @@ def test_losses_equal_loops_over_agents(critic: str, share: bool, seeds: tuple[i
     loss, found = lift(lambda net, b: mappo.loss(net, b, 0.1), mappo.nets, batch)
     for r in range(len(seeds)):
         row = {name: x[r, :, 0] for name, x in batch.items() if x.dim() > 3 and x.numel()}
-        a = (row["advantage"] - row["advantage"].mean()) / (row["advantage"].std() + 1e-8)
+        for name in ("advantage", "value", "returns"):
+            row[name] = for_each(row[name], row["obs"])
+        a = batch["advantage"][r]
+        a = for_each((a - a.mean()) / (a.std() + 1e-8), row["obs"])[:, 0]
         new = judge(mappo, r, row["obs"])
         gain, error, entropy = np.zeros((3, len(a), AGENTS))
         for b, i in np.ndindex(gain.shape):
@@ -223,7 +241,8 @@ def test_losses_equal_loops_over_agents(critic: str, share: bool, seeds: tuple[i
         whole = 1 if share else AGENTS
         figures = {n: x[r].item() for n, x in found.items()}
         assert 0 < figures["clip_fraction"] < 1
-        parts = [-gain.mean() * whole, error.mean() / 2 * whole, entropy.mean() * whole]
+        critics = 1 if one_value(mappo) else whole
+        parts = [-gain.mean() * whole, error.mean() / 2 * critics, entropy.mean() * whole]
         if share:
             found_parts = [figures[n] for n in ("policy_loss", "value_loss", "entropy")]
             assert found_parts == pytest.approx(parts, rel=1e-4, abs=1e-5)

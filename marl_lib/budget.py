@@ -28,7 +28,7 @@ def budget(*, smoke: T, book: T, full: T) -> T:
     """Return the value for the budget in force.
 
     "smoke" shows that a notebook runs (seconds), "book" that its point holds (minutes on two CPU
-    cores), "full" is for a GPU.
+    cores), "full" trains longer.
 
     >>> steps = budget(smoke=2_000, book=60_000, full=2_000_000)
     """

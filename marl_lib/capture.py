@@ -20,11 +20,17 @@ class Captures:
 
     What is recorded may wait for nothing, and what it changes beside (gradients) must lie in the
     same place each time. Off CUDA it is run again instead, on the same copies of its inputs.
+
+    Attributes
+    ----------
+    recording : bool
+        Whether a function is being run for it right now.
     """
 
     def __init__(self) -> None:
         self.recorded: dict[Hashable, _Recording] = {}
         self.numbers: dict[str, Tensor] = {}
+        self.recording = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Captures:
         """Return an empty one: a graph belongs to the tensors that it was recorded with."""
@@ -36,9 +42,13 @@ class Captures:
         Of later calls, only the data count: what else a function depends on stays as recorded.
         """
         key = (name, *((k, x.shape, x.dtype) for k, x in data.items()))
-        if key not in self.recorded:
-            self.recorded[key] = _Recording(function, data)
-        return self.recorded[key](data)
+        self.recording = True
+        try:
+            if key not in self.recorded:
+                self.recorded[key] = _Recording(function, data)
+            return self.recorded[key](data)
+        finally:
+            self.recording = False
 
     def number(self, name: str, value: float, device: torch.device) -> Tensor:
         """Return a number that may change between replays, as a tensor that stays in its place."""

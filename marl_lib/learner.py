@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -346,11 +347,8 @@ class Learner:
         -------
         dict of tensors (R,): the loss, the norm of the gradient before clipping, the figures.
         """
-        if self.captures is None:
-            return self._gradients(loss, learning, batch)
-        return self.captures.run(learning, lambda b: self._gradients(loss, learning, b), batch)
-
-    def _gradients(self, loss: Any, learning: tuple[str, ...], batch: Data) -> Data:
+        if self.captures is not None and not self.captures.recording:
+            return self.captures.run(learning, partial(self.descend, loss, learning), batch)
         value, figures = lift(loss, self.nets, batch, learning=learning)
         nets = [self.nets[name] for name in learning]
         for net in nets:

@@ -352,3 +352,45 @@ def test_no_replicate_trains_on_the_worlds_it_is_judged_on() -> None:
     )
     with pytest.raises(ConfigError, match="seed must be .*evaluation"):
         runs.run_config({"seed": EVALUATION_SEED - 2, "replicates": 3})
+
+
+# Devices ------------------------------------------------------------------------------------------
+
+
+def test_auto_stands_for_cuda_where_there_is_one_and_enough_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    little = runs.run_config({"env": "GridWorld", "algorithm": "dqn"})
+    much = runs.run_config(to_mapping(little), {"replicates": 100, "dqn": {"batch_size": 512}})
+    assert little.device == much.device == "auto"
+    by_hand = runs.run_config(to_mapping(much), {"device": "cpu"})
+    if torch.cuda.is_available():
+        assert runs.placed(much).device == "cuda"
+    else:
+        assert runs.placed(much).device == "cpu"
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        with pytest.raises(ConfigError, match="device 'cuda' cannot be used"):  # so it was chosen
+            runs.placed(much)
+    assert runs.placed(little).device == "cpu"
+    assert runs.placed(by_hand) is by_hand
+
+
+def test_a_run_keeps_the_device_it_was_made_on(tmp_path: Path) -> None:
+    config = runs.run_config({"timesteps": 640, "eval_episodes": 1, "final_episodes": 1})
+    runs.train(config, tmp_path, progress=False)
+    assert runs.load_config(tmp_path).device != "auto"
+
+
+def test_work_counts_what_an_update_multiplies() -> None:
+    """Two layers for every row of a batch; along stretches, for every step of them."""
+    small = {"encoder": {"hidden": [8]}, "batch_size": 10, "learning_starts": 0}
+    learner = runs.build_learner(
+        runs.run_config({"dqn": small}), runs.world_maker(runs.run_config({}))(1)
+    )
+    n = learner.spec.n_agents
+    assert learner.work == learner.nets["agents"].flat.numel() * 10 * n
+    memory = {**small, "encoder": {"kind": "gru"}, "sequence_length": 6}
+    long = runs.build_learner(
+        runs.run_config({"dqn": memory}), runs.world_maker(runs.run_config({}))(1)
+    )
+    assert long.work == long.nets["agents"].flat.numel() * 60 * n

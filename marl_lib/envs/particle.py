@@ -266,12 +266,16 @@ class CooperativeNavigationConfig(Config):
     local_ratio : float
         Share of an agent's own reward (-1 for each collision) against the common one.
     continuous : bool
+    velocities : bool
+        Show an agent its velocity; otherwise its last push stands there, a part of what it adds
+        up from.
     max_steps : int
     """
 
     n_agents: Count = 3
     local_ratio: Unit = 0.0
     continuous: bool = False
+    velocities: bool = True
     max_steps: Count = 25
 
 
@@ -289,6 +293,8 @@ class BatchedCooperativeNavigation(BatchedParticles):
     options : fields of :class:`CooperativeNavigationConfig`
     """
 
+    state_arrays = (*BatchedParticles.state_arrays, "pushed")
+
     def __init__(self, num_envs: int, autoreset: bool = True, **options: Any):
         self.config = c = CooperativeNavigationConfig(**options)
         n = c.n_agents
@@ -299,14 +305,21 @@ class BatchedCooperativeNavigation(BatchedParticles):
             max_speed=np.full(n, np.inf),
         )
         super().__init__(num_envs, bodies, n, 6 * n, 0, 5, c.continuous, c.max_steps, autoreset)
+        self.pushed = np.zeros((num_envs, n, 2))
 
     def _start(self, rows: np.ndarray) -> None:
         self._scatter(rows)
+        self.pushed[rows] = 0.0
+
+    def _decode(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self.pushed[:], words = super()._decode(action)
+        return self.pushed, words
 
     def _observe(self, rows: np.ndarray | slice) -> np.ndarray:
         n, velocity = self.n_agents, self.velocity[rows]
         out = np.zeros((len(velocity), n, 6 * n), np.float32)
-        out[..., :2], out[..., 2:4] = velocity, self.position[rows, :n]
+        out[..., :2] = velocity if self.config.velocities else self.pushed[rows]
+        out[..., 2:4] = self.position[rows, :n]
         out[..., 4 : 4 + 2 * n] = self._landmarks(rows)
         out[..., 4 + 2 * n : 2 + 4 * n] = self._team(rows)
         return out

@@ -12,6 +12,7 @@ from mpe2 import (
 )
 
 from marl_lib.envs.particle import (
+    PUSHES,
     BatchedCooperativeNavigation,
     BatchedPredatorPrey,
     BatchedReference,
@@ -107,3 +108,18 @@ def test_a_thousand_steps_equal_mpe2(name, continuous):
             assert truncated[0] == cut[theirs.possible_agents[0]]
     if "spread" in name or "tag" in name:
         assert met > 50  # bodies did push each other
+
+
+def test_velocities_can_be_hidden() -> None:
+    """The last push stands in their place; nothing else changes."""
+    shown, hidden = (BatchedCooperativeNavigation(3, velocities=v) for v in (True, False))
+    rng = np.random.default_rng(0)
+    seen, without = (world.reset(seed=4)[0] for world in (shown, hidden))
+    for _ in range(30):  # over an end
+        np.testing.assert_array_equal(seen[..., 2:], without[..., 2:])
+        action = rng.integers(5, size=(3, 3))
+        (seen, paid, *_), (without, same, *_) = (w.step(action) for w in (shown, hidden))
+        np.testing.assert_array_equal(paid, same)
+        last = PUSHES[action] * (hidden.elapsed > 0)[:, None, None]  # none at a beginning
+        np.testing.assert_array_equal(without[..., :2], last)
+    assert seen[..., :2].any()

@@ -114,9 +114,9 @@ def test_norm_equals_the_library_s_and_can_be_undone(book):
 def test_central_shows_the_state_and_own_does_not(book):
     obs = torch.randn(4, 5, 3, 2)  # (T, B, N, D)
     state = book["central"](obs)
-    assert state.shape == (4, 5, 1, 6)
-    torch.testing.assert_close(state[:, :, 0], obs.flatten(-2))
-    assert torch.equal(book["with_names"](state), state)
+    assert state.shape == (4, 5, 3, 6)
+    for i in range(3):
+        torch.testing.assert_close(state[:, :, i], obs.flatten(-2))
     assert torch.equal(book["own"](obs), obs)
     named = book["with_names"](obs)
     assert torch.equal(named[..., :2], obs)
@@ -188,7 +188,7 @@ def test_train_learns_navigation(book):
 
 def test_library_s_team_sees_as_ours(book):
     assert book["SETTINGS"]["gamma"] == book["GAMMA"]
-    for kind, size in (("central", 54), ("own", 21)):
+    for kind, size in (("central", 57), ("own", 21)):
         team, learner, _ = book["twins"](book[kind], num_envs=2)
         assert team.critic[0].in_features == size
         assert learner.config.critic == kind

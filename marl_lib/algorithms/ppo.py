@@ -1,7 +1,7 @@
 """Proximal policy optimisation (Schulman et al. 2017), for one agent and for teams.
 
 For teams it is IPPO (de Witt et al. 2020) or MAPPO (Yu et al. 2022), by what the critic sees. Actor
-and critic are separate, so no coefficient weighs their losses. Read from top to bottom.
+and critic are separate, so no coefficient weighs their losses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from marl_lib.advantages import explained_variance, generalised_advantage
-from marl_lib.config import Count, NonNegative, Positive, Unit, at_least
+from marl_lib.config import Count, NonNegative, Positive, Unit, at_least, require
 from marl_lib.learner import Data
 from marl_lib.nn.distributions import Categorical, DiagonalGaussian, Distribution
 from marl_lib.nn.encoders import AttentionEncoder, Encoder
@@ -33,9 +33,9 @@ class PPOConfig(OnPolicyConfig):
 
     Parameters
     ----------
-    critic : {"own", "central", "turned"}
-        The critic sees what its agent sees (IPPO), or all observations side by side (MAPPO), in the
-        order of the agents or turned such that the agent's own comes first.
+    critic : {"own", "central", "turned", "state"}
+        What the critic sees: what its agent does (IPPO), or all observations side by side (MAPPO),
+        in the agents' order, turned such that its own comes first, or with one value for the team.
     team_reward : bool
         Every agent learns from the sum of all rewards, which a team is judged by, or from its own.
     gae_lambda : float
@@ -49,11 +49,10 @@ class PPOConfig(OnPolicyConfig):
     target_kl : float or None
         Stop the passes over a rollout when the mean KL divergence of one exceeds this.
     normalise_obs, normalise_value, normalise_advantage : bool
-        Observations by running mean and deviation; what the critic predicts by those of the
-        returns; advantages within each minibatch.
+        By running mean and deviation; by those of the returns; within each minibatch.
     """
 
-    critic: Literal["own", "central", "turned"] = "own"
+    critic: Literal["own", "central", "turned", "state"] = "own"
     team_reward: bool = True
     gae_lambda: Unit = 0.95
     clip_ratio: Positive = 0.2
@@ -63,6 +62,12 @@ class PPOConfig(OnPolicyConfig):
     normalise_obs: bool = True
     normalise_value: bool = False
     normalise_advantage: bool = True
+
+    def check(self) -> None:
+        """Refuse one value for agents that are paid differently."""
+        super().check()
+        one = self.critic == "state" and not self.team_reward
+        require(not one, "critic", self.critic, "other than state without team_reward")
 
 
 @dataclass(frozen=True)
@@ -89,9 +94,9 @@ class IPPOConfig(PPOConfig):
 
 @dataclass(frozen=True)
 class MAPPOConfig(IPPOConfig):
-    """Settings of MAPPO: those of IPPO with a critic that sees everything."""
+    """Settings of MAPPO: IPPO with a critic that sees everything."""
 
-    critic: Literal["own", "central", "turned"] = "central"
+    critic: Literal["own", "central", "turned", "state"] = "central"
 
 
 class PPO(OnPolicy):
@@ -122,11 +127,8 @@ class PPO(OnPolicy):
 
     @property
     def n_values(self) -> int:
-        """V: one for the team where all critics would see and learn the same, else each its own."""
-        one = self.config.critic == "central" and self.config.team_reward
-        return 1 if one else self.spec.n_agents
-
-    # Acting ---------------------------------------------------------------------------------------
+        """V: one for the team, or for each agent its own."""
+        return 1 if self.config.critic == "state" else self.spec.n_agents
 
     def see(self, obs: Tensor) -> Tensor:
         """Return observations (R, ..., D) normalised."""
@@ -146,8 +148,6 @@ class PPO(OnPolicy):
         policy = self.pi(output, seen.get("mask"))
         action = policy.sample(seen["noise"]) if explore else policy.mode()
         return {"action": action, "memory": memory}
-
-    # Learning -------------------------------------------------------------------------------------
 
     def value(self, net: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the critic predicts (..., V), in its own units, and its memory."""
@@ -211,8 +211,8 @@ class PPO(OnPolicy):
         self.nets["critic"].train(getattr(self.config.encoder, "dropout", 0.0) > 0)
         figures = super().learn(batch)
         self.nets["critic"].train(False)
-        explained = explained_variance(batch["returns"].flatten(1), batch["value"].flatten(1))
-        return figures | {"explained_variance": explained}
+        known = (batch[name].flatten(1) for name in ("returns", "value"))
+        return figures | {"explained_variance": explained_variance(*known)}
 
     def minimised(self, left: float) -> Any:
         """Return actor and critic, and their loss with a clip ratio that is annealed."""

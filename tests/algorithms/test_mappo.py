@@ -21,12 +21,13 @@ from algorithms.cases import (
 from torch import Tensor
 
 from marl_lib.algorithms.ppo import PPO, MAPPOConfig
+from marl_lib.config import ConfigError
 from marl_lib.envs import make
 from marl_lib.replicates import lift
 from marl_lib.spec import Spec
 from marl_lib.training import LoopConfig, Trainer
 
-critics = pytest.mark.parametrize("critic", ["own", "central", "turned"])
+critics = pytest.mark.parametrize("critic", ["own", "central", "turned", "state"])
 sharing = pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
 
 
@@ -39,6 +40,7 @@ def judge(mappo: Any, r: int, obs: Tensor) -> Tensor:
     sees = {
         "own": lambda i: obs[..., i, :],
         "central": lambda i: torch.cat(obs.unbind(-2), -1),
+        "state": lambda i: torch.cat(obs.unbind(-2), -1),
         "turned": lambda i: torch.cat(obs.roll(-i, -2).unbind(-2), -1),
     }[mappo.config.critic]
     assert len(says) == (1 if one_value(mappo) else obs.shape[-2])
@@ -47,7 +49,7 @@ def judge(mappo: Any, r: int, obs: Tensor) -> Tensor:
 
 def one_value(mappo: Any) -> bool:
     """Return whether one value serves the team."""
-    return mappo.config.critic == "central" and mappo.config.team_reward
+    return bool(mappo.config.critic == "state")
 
 
 def for_each(value: Tensor, obs: Tensor) -> Tensor:
@@ -109,6 +111,10 @@ def test_a_time_limit_bootstraps_from_where_it_cut(
     critic: str, share: bool, team: bool, normalise: bool
 ) -> None:
     """Each agent's advantage, against a slow sum over its critic's own values."""
+    if critic == "state" and not team:
+        with pytest.raises(ConfigError, match="critic must be other than state"):
+            MAPPOConfig(critic=critic, team_reward=team)  # type: ignore[arg-type]
+        return
     mappo = full(
         "mappo", critic=critic, share_parameters=share, team_reward=team, rollout=6,
         normalise_value=normalise, normalise_obs=False,
@@ -147,7 +153,7 @@ def test_the_team_s_reward_is_the_sum() -> None:
         mappo = full("mappo", gamma=0.0, team_reward=team, normalise_value=False, **BARE)
         mappo.nets["critic"].flat.detach().zero_()
         reward = mappo.data["reward"].flatten(1, 2)
-        expected = reward.sum(-1, keepdim=True) if team else reward
+        expected = reward.sum(-1, keepdim=True).expand_as(reward) if team else reward
         torch.testing.assert_close(mappo.prepare()["advantage"][:, :, 0], expected)
 
 
@@ -155,7 +161,7 @@ def test_equal_pay_makes_team_and_own_reward_the_same() -> None:
     """With both normalisations; this is why the default may be the team's."""
     flats = []
     for team in (True, False):
-        mappo = full("mappo", seeds=(0,), team_reward=team, critic="turned", learning_rate=0.01)
+        mappo = full("mappo", seeds=(0,), team_reward=team, learning_rate=0.01)
         mappo.data["reward"][..., 1] = mappo.data["reward"][..., 0]
         with torch.no_grad():  # the value is zero in any unit
             mappo.nets["critic"].params["network.head.weight"].zero_()
@@ -174,7 +180,7 @@ def test_values_are_learned_in_deviations_of_the_returns() -> None:
         norm = mappo.value_norm
         before = [norm.scale.clone(), norm.mean.clone()]  # under which the critic's numbers mean:
         obs = mappo.data["obs"].flatten(1, 2)
-        raw = value(mappo, obs)[..., :1] / before[0][..., None] + before[1][..., None]
+        raw = value(mappo, obs) / before[0][..., None] + before[1][..., None]
         found = mappo.prepare()
         back = {n: found[n] / norm.scale[:, None, None, :] + norm.mean[:, None, None, :]
                 for n in ("returns", "value")}  # fmt: skip

@@ -139,7 +139,7 @@ class Learner:
         """Return what makes each network of one replicate."""
         raise NotImplementedError
 
-    def choose(self, net: Any, seen: Data, explore: bool) -> Data:
+    def choose(self, net: Any, seen: Data) -> Data:
         """Return the ``action`` of every agent and its ``memory`` after it, for one replicate.
 
         Parameters
@@ -147,9 +147,8 @@ class Learner:
         net : namespace of networks
         seen : dict
             ``obs`` (any, N, D), ``memory`` (any, N, S); ``mask`` (any, N, A) where actions may be
-            illegal; ``noise``, uniform numbers (any, ``noise_shape``), if it explores.
-        explore : bool
-            Act as in training; else as well as is known.
+            illegal; ``noise``, uniform numbers (any, ``noise_shape``), to act as in training, and
+            without it as well as is known.
         """
         raise NotImplementedError
 
@@ -229,10 +228,9 @@ class Learner:
 
     def _choose(self, seen: Data, streams: RandomStreams | None) -> Data:
         """Return what :meth:`choose` says, exploring if there are streams to draw from."""
-        explore = streams is not None
         noise = {"noise": self.noise(streams)} if streams is not None else {}
         data = {**seen, **noise, "obs": self.see(seen["obs"])}
-        chosen: Data = self.lift(lambda net, data: self.choose(net, data, explore), data)
+        chosen: Data = self.lift(self.choose, data)
         return chosen
 
     def act(self, obs: np.ndarray, info: Mapping[str, Any]) -> tuple[np.ndarray, Data]:

@@ -127,7 +127,7 @@ class MADDPG(OffPolicy):
         """For each agent, a number for each action or part of one."""
         return self.spec.n_agents, self.spec.n_actions
 
-    def choose(self, net: Any, seen: Data, explore: bool) -> Data:
+    def choose(self, net: Any, seen: Data) -> Data:
         """Return the actors' own actions, or with the noise of training; at first uniform ones."""
         out, memory = net.actor(seen["obs"], seen["memory"])
         if "mask" in seen:

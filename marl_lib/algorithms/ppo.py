@@ -142,11 +142,11 @@ class PPO(OnPolicy):
             output = output.masked_fill(~mask, torch.finfo(output.dtype).min)
         return Categorical(output)
 
-    def choose(self, net: Any, seen: Data, explore: bool) -> Data:
+    def choose(self, net: Any, seen: Data) -> Data:
         """Return an action drawn from the policy, or its likeliest."""
         output, memory = net.actor(seen["obs"], seen["memory"])
         policy = self.pi(output, seen.get("mask"))
-        action = policy.sample(seen["noise"]) if explore else policy.mode()
+        action = policy.sample(seen["noise"]) if "noise" in seen else policy.mode()
         return {"action": action, "memory": memory}
 
     def value(self, net: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -150,10 +150,10 @@ class SAC(OffPolicy):
         output = torch.cat([mean, log_std.clamp(*LOG_STD)], dim=-1)
         return SquashedGaussian(output, self.bounds.low, self.bounds.high)
 
-    def choose(self, net: Any, seen: Data, explore: bool) -> Data:
+    def choose(self, net: Any, seen: Data) -> Data:
         """Return the squashed mean, or an action drawn from the policy; at first a uniform one."""
         output, memory = net.actor(seen["obs"], seen["memory"])
-        if not explore:
+        if "noise" not in seen:
             action = self.pi(output).mode()
         elif self.steps < self.config.learning_starts:
             action = self.bounds.stretch(2 * seen["noise"] - 1)

@@ -57,7 +57,7 @@ class EpsilonGreedy:
         q, memory = net.agents(seen["obs"], seen["memory"])
         return q.masked_fill(~seen["mask"], -torch.inf) if "mask" in seen else q, memory
 
-    def choose(self, net: Any, seen: dict[str, Tensor], explore: bool) -> dict[str, Tensor]:
+    def choose(self, net: Any, seen: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the best action, or now and then a random one, and the ``best`` value."""
         q, memory = self.legal_values(net, seen)
         action = epsilon_greedy(q, seen.get("noise"), self.epsilon, seen.get("mask"))

@@ -319,13 +319,16 @@ class Learner:
         self.memory = self._forget(stored["memory"], ended)
         self.steps += self.num_envs
 
-    def mean(self, x: Tensor) -> Tensor:
+    def mean(self, x: Tensor, copies: int | None = None) -> Tensor:
         """Return the mean of x (..., N) over batch and agents.
 
         Where each agent has a network of its own it is the sum of the agents' means, so that each
-        network learns from its own mean, however many there are.
+        network learns from its own mean, however many there are: ``copies``, or N if parameters are
+        not shared.
         """
-        if self.config.share_parameters or self.spec.n_agents == 1:
+        if copies is None:
+            copies = 1 if self.config.share_parameters else self.spec.n_agents
+        if copies == 1:
             return x.mean()
         return x.flatten(0, -2).mean(0).sum()
 

@@ -6,7 +6,6 @@ and critic are separate, so no coefficient weighs their losses.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from marl_lib.advantages import explained_variance, generalised_advantage
-from marl_lib.config import Count, NonNegative, Positive, Unit, at_least, require
+from marl_lib.config import Count, NonNegative, Positive, Unit, at_least
 from marl_lib.learner import Data
 from marl_lib.nn.distributions import Categorical, DiagonalGaussian, Distribution
 from marl_lib.nn.encoders import AttentionEncoder, Encoder
 from marl_lib.nn.heads import PolicyHead
 from marl_lib.nn.layers import Layers, orthogonal
-from marl_lib.nn.normalization import RunningNorm
+from marl_lib.nn.normalization import NumberNorm, RunningNorm
 from marl_lib.nn.team import joint_view
 from marl_lib.on_policy import OnPolicy, OnPolicyConfig
 
@@ -34,10 +33,12 @@ class PPOConfig(OnPolicyConfig):
     Parameters
     ----------
     critic : {"own", "central", "turned", "state"}
-        What the critic sees: what its agent does (IPPO), or all observations side by side (MAPPO),
-        in the agents' order, turned such that its own comes first, or with one value for the team.
+        What the critic sees. "own": what its agent sees (IPPO). The others: all observations side
+        by side (MAPPO). "central": once for each agent, with its id; "turned": the same, its own
+        observation first; "state": once for all of them, with a value of each as its output.
     team_reward : bool
         Every agent learns from the sum of all rewards, which a team is judged by, or from its own.
+        Paid as one and seen once ("state"), a team has a single value.
     gae_lambda : float
         λ of generalised advantage estimation, in [0, 1].
     clip_ratio : float
@@ -48,8 +49,12 @@ class PPOConfig(OnPolicyConfig):
         Weight of the entropy bonus.
     target_kl : float or None
         Stop the passes over a rollout when the mean KL divergence of one exceeds this.
-    normalise_obs, normalise_value, normalise_advantage : bool
-        By running mean and deviation; by those of the returns; within each minibatch.
+    normalise_obs : bool
+        Observations by their running mean and deviation.
+    normalise_value : bool
+        What the critic predicts by the running mean and deviation of the returns.
+    normalise_advantage : bool
+        Advantages by mean and deviation, within each minibatch.
     """
 
     critic: Literal["own", "central", "turned", "state"] = "own"
@@ -62,12 +67,6 @@ class PPOConfig(OnPolicyConfig):
     normalise_obs: bool = True
     normalise_value: bool = False
     normalise_advantage: bool = True
-
-    def check(self) -> None:
-        """Refuse one value for agents that are paid differently."""
-        super().check()
-        one = self.critic == "state" and not self.team_reward
-        require(not one, "critic", self.critic, "other than state without team_reward")
 
 
 @dataclass(frozen=True)
@@ -110,25 +109,31 @@ class PPO(OnPolicy):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         s, r = self.spec, self.replicates
-        count = None if s.tokens is None else s.tokens.count
-        self.norm = RunningNorm(r, s.obs_dim, count, device=self.device)
-        self.value_norm = RunningNorm(r, 1, clip=math.inf, device=self.device)
-        self.critic_start = self.memory[..., : self.n_values, :].clone()  # before the rollout
+        self.norm = RunningNorm(r, s.obs_dim, s.tokens, device=self.device)
+        self.value_norm = NumberNorm(r, self.device)
+        self.critic_start = self.memory[..., : self.views, :].clone()  # before the rollout
 
     def networks(self) -> dict[str, Callable[[], nn.Module]]:
         """Return actor and critic."""
-        s, continuous = self.spec, self.spec.bounds is not None
-        state = {"size_in": s.state_dim, "tokens": s.state_tokens, "n_agents": self.n_values}
+        s, values = self.spec, self.n_values // self.views  # what a critic puts out
+        state = {"size_in": s.state_dim, "tokens": s.state_tokens, "n_agents": self.views}
         sees = {} if self.config.critic == "own" else state
         return {
-            "actor": lambda: self.team(lambda f: PolicyHead(f, s.n_actions, continuous)),
-            "critic": lambda: self.team(lambda f: orthogonal(f, 1, 1.0), **sees),
+            "actor": lambda: self.team(lambda f: PolicyHead(f, s.n_actions, s.bounds is not None)),
+            "critic": lambda: self.team(lambda f: orthogonal(f, values, 1.0), **sees),
         }
 
     @property
-    def n_values(self) -> int:
-        """V: one for the team, or for each agent its own."""
+    def views(self) -> int:
+        """How often the critic is shown a step: once, or once for each agent."""
         return 1 if self.config.critic == "state" else self.spec.n_agents
+
+    @property
+    def n_values(self) -> int:
+        """V: a value for each agent, or, where the team is paid as one and seen once, for it."""
+        return self.views if self.config.team_reward else self.spec.n_agents
+
+    # Acting ---------------------------------------------------------------------------------------
 
     def see(self, obs: Tensor) -> Tensor:
         """Return observations (R, ..., D) normalised."""
@@ -136,11 +141,8 @@ class PPO(OnPolicy):
 
     def pi(self, output: Tensor, mask: Tensor | None = None) -> Distribution:
         """Return the distribution over (..., N) that an actor's output stands for."""
-        if self.spec.bounds is not None:
-            return DiagonalGaussian(output)
-        if mask is not None:  # not -inf, for which the entropy would be NaN
-            output = output.masked_fill(~mask, torch.finfo(output.dtype).min)
-        return Categorical(output)
+        discrete = self.spec.bounds is None
+        return Categorical(output, mask) if discrete else DiagonalGaussian(output)
 
     def choose(self, net: Any, seen: Data) -> Data:
         """Return an action drawn from the policy, or its likeliest."""
@@ -153,9 +155,11 @@ class PPO(OnPolicy):
         """Return what the critic predicts (..., V), in its own units, and its memory."""
         obs, *memory = inputs
         if self.config.critic != "own":
-            obs = joint_view(obs, self.config.critic == "turned")[..., : self.n_values, :]
+            obs = joint_view(obs, self.config.critic == "turned")[..., : self.views, :]
         value, after = net.critic(obs, *memory)
-        return value.squeeze(-1), after
+        return value.flatten(-2), after
+
+    # Learning from a rollout ----------------------------------------------------------------------
 
     @torch.no_grad()
     def prepare(self) -> Data:
@@ -168,7 +172,7 @@ class PPO(OnPolicy):
         c, d = self.config, self.data
         obs, reward = self.see(d["obs"]), d["reward"]
         value, after = self.run_along(self.value, obs, self.critic_start)
-        value = self.value_norm.undo(value.unsqueeze(-1)).squeeze(-1)  # (R, T, B, V)
+        value = self.value_norm.undo(value)  # (R, T, B, V)
         next_value = self.following(value, self._value_of, {"obs": d["next_obs"], "memory": after})
         if c.team_reward:
             reward = reward.sum(-1, keepdim=True).expand(value.shape)
@@ -176,30 +180,25 @@ class PPO(OnPolicy):
         advantage = generalised_advantage(**rows, gamma=c.gamma, lam=c.gae_lambda)
         returns = (advantage := advantage.view(value.shape)) + value
         if c.normalise_value:
-            self.value_norm.update(returns.flatten(1).unsqueeze(-1))
-        kept = {"obs": obs, "action": d["action"], "advantage": advantage}
-        kept |= {"mask": d["mask"]} if "mask" in d else {}
-        for name, x in (("value", value), ("returns", returns)):
-            kept[name] = self.value_norm(x.unsqueeze(-1)).squeeze(-1)
+            self.value_norm.update(returns)
+        kept: Data = {name: d[name] for name in ("action", "mask") if name in d}
+        kept |= {"obs": obs, "advantage": advantage}
+        kept |= {"value": self.value_norm(value), "returns": self.value_norm(returns)}
         starts = {"actor": (self.start, d["memory"]), "critic": (self.critic_start, after)}
         batch = self.cut_up(kept, {f"{name}_memory": x for name, x in starts.items()})
-        batch["log_prob"] = self.lift(self.log_prob, batch)
+        batch["log_prob"] = self.lift(self.judge, batch)[0]
         self.critic_start = after[:, -1] * ~self.ended[:, -1, :, None, None]
         self.norm.update(d["obs"].flatten(1, 3))
         return batch
 
     def _value_of(self, seen: Data) -> Tensor:
-        value = self.lift(self.value, self.see(seen["obs"]), seen["memory"])[0]
-        return self.value_norm.undo(value.unsqueeze(-1)).squeeze(-1)
+        return self.value_norm.undo(self.lift(self.value, self.see(seen["obs"]), seen["memory"])[0])
 
-    def policy_of(self, net: Any, batch: Data) -> Distribution:
-        """Return the policy over (n, length, N) along a batch of stretches."""
+    def judge(self, net: Any, batch: Data) -> tuple[Tensor, Tensor]:
+        """Return log π(a) and the entropy of π along a batch of stretches, (n, length, N)."""
         output = net.actor(batch["obs"], batch["actor_memory"], batch["first"])[0]
-        return self.pi(output, batch.get("mask"))
-
-    def log_prob(self, net: Any, batch: Data) -> Tensor:
-        """Return log π(a) of the actions of a batch of stretches, (n, length, N)."""
-        return self.policy_of(net, batch).log_prob(batch["action"])
+        policy = self.pi(output, batch.get("mask"))
+        return policy.log_prob(batch["action"]), policy.entropy()
 
     def goes_on(self, epoch: list[Data]) -> Tensor | None:
         """Return where the policy has not yet moved too far from the one that acted."""
@@ -228,8 +227,8 @@ class PPO(OnPolicy):
         batch : dict of tensors (n, length, N, ...), as :meth:`prepare` gives them
         clip : float, ε of equation 7
         """
-        c, policy = self.config, self.policy_of(net, batch)
-        log_ratio = policy.log_prob(batch["action"]) - batch["log_prob"]  # (n, length, N)
+        c, (log_prob, entropy) = self.config, self.judge(net, batch)
+        log_ratio = log_prob - batch["log_prob"]  # (n, length, N)
         ratio, advantage = log_ratio.exp(), batch["advantage"]
         if c.normalise_advantage:
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
@@ -239,11 +238,12 @@ class PPO(OnPolicy):
         if c.clip_value is not None:
             near = batch["value"] + (value - batch["value"]).clamp(-c.clip_value, c.clip_value)
             error = torch.maximum(error, (near - batch["returns"]).square())
-        entropy, actor, critic = (self.mean(x) for x in (policy.entropy(), -gain, 0.5 * error))
-        loss, each = actor - c.entropy_coef * entropy + critic, self.nets["actor"].copies
-        sums = {"policy_loss": actor, "entropy": entropy, "loss": loss}
-        figures = {name: x / each for name, x in sums.items()}  # means over the agents
-        figures["value_loss"] = critic / self.nets["critic"].copies
+        actors, critics = (self.nets[name].copies for name in ("actor", "critic"))
+        entropy, actor = self.mean(entropy), self.mean(-gain)
+        critic = self.mean(0.5 * error, critics)
+        loss = actor - c.entropy_coef * entropy + critic
+        figures = {"policy_loss": actor / actors, "entropy": entropy / actors}  # agents' means
+        figures |= {"value_loss": critic / critics, "loss": loss / actors}
         with torch.no_grad():  # J. Schulman, "Approximating KL divergence", 2020
             figures["approx_kl"] = (ratio - 1 - log_ratio).mean()
             figures["clip_fraction"] = ((ratio - 1).abs() > clip).float().mean()

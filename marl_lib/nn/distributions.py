@@ -17,9 +17,18 @@ from marl_lib.config import require
 
 
 class Categorical:
-    """One of A actions, from unnormalised log-probabilities (..., A)."""
+    """One of A actions, from unnormalised log-probabilities (..., A).
 
-    def __init__(self, output: Tensor):
+    Parameters
+    ----------
+    output : (..., A)
+    mask : (..., A) bool or None
+        Which actions are legal; the others are never sampled.
+    """
+
+    def __init__(self, output: Tensor, mask: Tensor | None = None):
+        if mask is not None:  # not -inf, for which the entropy would be NaN
+            output = output.masked_fill(~mask, torch.finfo(output.dtype).min)
         self.log_p = output.log_softmax(-1)
 
     @property

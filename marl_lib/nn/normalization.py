@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from marl_lib.spec import Tokens
 
 
 class RunningNorm:
@@ -14,10 +18,10 @@ class RunningNorm:
     replicates : int
     size : int
         Length D of what is normalised.
-    tokens : int or None
-        If D is made of so many tokens, each a flag that says whether it is there and its numbers,
-        the statistics are those of a token's numbers, over all tokens that are there, wherever they
-        stand: the order of a set changes nothing, and padding stays zero and does not count.
+    tokens : Tokens or None
+        If D is made of tokens with flags that say whether they are there, the statistics are those
+        of a token's numbers, over all tokens that are there, wherever they stand: the order of a
+        set changes nothing, and padding stays zero and does not count.
     clip : float
         What is normalised is clipped to ± this.
 
@@ -31,11 +35,12 @@ class RunningNorm:
         self,
         replicates: int,
         size: int,
-        tokens: int | None = None,
+        tokens: Tokens | None = None,
         clip: float = 10.0,
         device: torch.device | str = "cpu",
     ):
-        shape = (replicates, size if tokens is None else size // tokens - 1)
+        tokens = tokens if tokens is not None and tokens.flagged else None
+        shape = (replicates, size if tokens is None else tokens.size)
         self.count = torch.zeros(replicates, 1, dtype=torch.float64, device=device)
         self.mean = torch.zeros(shape, device=device)
         self.square = torch.zeros(shape, device=device)  # sum of squared deviations
@@ -84,7 +89,7 @@ class RunningNorm:
     def _blocks(self, x: Tensor) -> Tensor:
         """Return (R, ..., D) as (R, ..., tokens, numbers), the flag first."""
         assert self.tokens is not None
-        return x.unflatten(-1, (self.tokens, -1))
+        return x.unflatten(-1, (self.tokens.count, -1))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the statistics."""
@@ -94,3 +99,22 @@ class RunningNorm:
         """Take over the statistics."""
         for name, value in state.items():
             getattr(self, name).copy_(value)
+
+
+class NumberNorm(RunningNorm):
+    """The same for single numbers (R, ...), not clipped."""
+
+    def __init__(self, replicates: int, device: torch.device | str = "cpu"):
+        super().__init__(replicates, 1, clip=math.inf, device=device)
+
+    def update(self, x: Tensor) -> None:
+        """Take in a batch (R, ...)."""
+        super().update(x.flatten(1).unsqueeze(-1))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return x (R, ...) with mean 0 and standard deviation 1."""
+        return super().__call__(x.unsqueeze(-1)).squeeze(-1)
+
+    def undo(self, x: Tensor) -> Tensor:
+        """Return what is normalised to x (R, ...)."""
+        return super().undo(x.unsqueeze(-1)).squeeze(-1)

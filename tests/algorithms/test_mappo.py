@@ -21,7 +21,6 @@ from algorithms.cases import (
 from torch import Tensor
 
 from marl_lib.algorithms.ppo import PPO, MAPPOConfig
-from marl_lib.config import ConfigError
 from marl_lib.envs import make
 from marl_lib.replicates import lift
 from marl_lib.spec import Spec
@@ -34,7 +33,7 @@ sharing = pytest.mark.parametrize("share", [True, False], ids=["shared", "separa
 def judge(mappo: Any, r: int, obs: Tensor) -> Tensor:
     """Return the critics' values (..., N) of observations (..., N, D), put together by hand.
 
-    One of the state whose reward is the team's has one value for all, and no id.
+    One shown the state once has no ids; it says a value for each agent, or, of its team, one.
     """
     says = networks(mappo, "critic", r)
     sees = {
@@ -43,12 +42,12 @@ def judge(mappo: Any, r: int, obs: Tensor) -> Tensor:
         "state": lambda i: torch.cat(obs.unbind(-2), -1),
         "turned": lambda i: torch.cat(obs.roll(-i, -2).unbind(-2), -1),
     }[mappo.config.critic]
-    assert len(says) == (1 if one_value(mappo) else obs.shape[-2])
+    assert len(says) == (1 if seen_once(mappo) else obs.shape[-2])
     return for_each(torch.cat([say(sees(i)) for i, say in enumerate(says)], -1).detach(), obs)
 
 
-def one_value(mappo: Any) -> bool:
-    """Return whether one value serves the team."""
+def seen_once(mappo: Any) -> bool:
+    """Return whether the critic is shown a step once, and not once for each agent."""
     return bool(mappo.config.critic == "state")
 
 
@@ -111,10 +110,6 @@ def test_a_time_limit_bootstraps_from_where_it_cut(
     critic: str, share: bool, team: bool, normalise: bool
 ) -> None:
     """Each agent's advantage, against a slow sum over its critic's own values."""
-    if critic == "state" and not team:
-        with pytest.raises(ConfigError, match="critic must be other than state"):
-            MAPPOConfig(critic=critic, team_reward=team)  # type: ignore[arg-type]
-        return
     mappo = full(
         "mappo", critic=critic, share_parameters=share, team_reward=team, rollout=6,
         normalise_value=normalise, normalise_obs=False,
@@ -141,9 +136,12 @@ def test_a_time_limit_bootstraps_from_where_it_cut(
             rows = reward[..., i], v[..., i], follows[..., i], over, over | d["truncated"][r]
             slow = slow_advantage(*rows, c.gamma, c.gae_lambda)
             close = {"atol": 1e-4, "rtol": 1e-4}
-            column = 0 if one_value(mappo) else i
-            torch.testing.assert_close(found["advantage"][r, :, 0, column], slow.flatten(), **close)
-            returns = found["returns"][r, :, 0, column] * deviation[r] + mean[r]
+            advantage, returns = (found[name][r, :, 0] for name in ("advantage", "returns"))
+            assert advantage.shape[-1] == (1 if seen_once(mappo) and team else AGENTS)
+            torch.testing.assert_close(
+                for_each(advantage, d["obs"][r])[:, i], slow.flatten(), **close
+            )
+            returns = for_each(returns, d["obs"][r])[:, i] * deviation[r] + mean[r]
             torch.testing.assert_close(returns, (slow + v[..., i]).flatten(), **close)
 
 
@@ -215,12 +213,15 @@ def test_far_values_are_learned_as_fast_with_normalisation() -> None:
 
 @critics
 @sharing
+@pytest.mark.parametrize("team", [True, False], ids=["team", "own reward"])
 @pytest.mark.parametrize("seeds", [(0,), (0, 3)], ids=len)
-def test_losses_equal_loops_over_agents(critic: str, share: bool, seeds: tuple[int, ...]) -> None:
+def test_losses_equal_loops_over_agents(
+    critic: str, share: bool, team: bool, seeds: tuple[int, ...]
+) -> None:
     """After an update, so that ratios are not one; with networks each, sums of their means."""
     mappo = full(
         "mappo", seeds=seeds, critic=critic, share_parameters=share, clip_value=0.1,
-        learning_rate=0.02, entropy_coef=0.1,
+        learning_rate=0.02, entropy_coef=0.1, team_reward=team,
     )  # fmt: skip
     batch = mappo.prepare()
     mappo.learn(batch)
@@ -247,7 +248,7 @@ def test_losses_equal_loops_over_agents(critic: str, share: bool, seeds: tuple[i
         whole = 1 if share else AGENTS
         figures = {n: x[r].item() for n, x in found.items()}
         assert 0 < figures["clip_fraction"] < 1
-        critics = 1 if one_value(mappo) else whole
+        critics = 1 if seen_once(mappo) else whole
         parts = [-gain.mean() * whole, error.mean() / 2 * critics, entropy.mean() * whole]
         if share:
             found_parts = [figures[n] for n in ("policy_loss", "value_loss", "entropy")]

@@ -376,7 +376,7 @@ def test_tokens_are_normalised_wherever_they_stand() -> None:
     there[1, :50] = False  # a replicate may see nothing at all at first
     obs = np.concatenate([there, x * there], -1).astype(np.float32)
     flat = torch.from_numpy(obs).flatten(2)
-    norm = RunningNorm(2, 12, 4)
+    norm = RunningNorm(2, 12, Tokens(4, 2, ordered=False))
     for start, end in ((0, 50), (50, 51), (51, 200)):
         norm.update(flat[:, start:end])
     found = norm(flat).numpy().reshape(2, 200, 4, 3)
@@ -389,7 +389,7 @@ def test_tokens_are_normalised_wherever_they_stand() -> None:
     # Tokens shuffled within every observation: the same statistics, the same tokens.
     order = rng.random((2, 200, 4)).argsort(-1)[..., None]
     shuffled = torch.from_numpy(np.take_along_axis(obs, order, 2)).flatten(2)
-    other = RunningNorm(2, 12, 4)
+    other = RunningNorm(2, 12, Tokens(4, 2, ordered=False))
     other.update(shuffled)
     expected = np.take_along_axis(found, order, 2)
     np.testing.assert_allclose(other(shuffled).numpy().reshape(expected.shape), expected, atol=1e-5)

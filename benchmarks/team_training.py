@@ -43,6 +43,7 @@ VALUES = {
     "max_grad_norm": 10.0,
 }
 PASSES = {
+    "critic": "central",
     "rollout": 25,
     "epochs": 4,
     "batch_size": 250,

@@ -9,7 +9,7 @@ from marl_lib.nn.layers import FastTanh
 
 
 def test_the_fast_tanh_is_tanh() -> None:
-    """Its values, gradient and second gradient, over all that is not yet one in single precision."""
+    """Its values, over all that is not yet one in single precision, and two gradients."""
     x = torch.linspace(-12, 12, 2_001)
     torch.testing.assert_close(FastTanh()(x), x.tanh(), atol=3e-7, rtol=0)
     double = torch.linspace(-4, 4, 21, dtype=torch.float64, requires_grad=True)

@@ -116,8 +116,8 @@ def tests(limit: float) -> record.Record:
 def chapter(budget: str, limit: float) -> record.Record:
     """Return a row of how long a chapter takes with a budget, null if longer than the limit."""
     notebook = ROOT / "book" / f"{CHAPTER}.ipynb"
-    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute",
-               "--stdout", str(notebook)]  # fmt: skip
+    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--stdout",
+               str(notebook)]  # fmt: skip
     seconds = _seconds(command, limit, MARL_BUDGET=budget)
     return record.row("seconds of a chapter", f"{CHAPTER} with the budget {budget}", [seconds])
 
@@ -127,11 +127,15 @@ def _seconds(command: Sequence[str], limit: float, **environment: str) -> float 
     try:
         done = subprocess.run(
             command, cwd=ROOT, env={**os.environ, **environment}, timeout=limit,
-            stdout=subprocess.DEVNULL, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
+        print(f"not within {limit:.0f} s: {' '.join(command[2:])}")
         return None
-    return perf_counter() - start if done.returncode == 0 else None
+    if done.returncode:
+        print(f"{done.stdout[-2000:]}\nfailed: {' '.join(command[2:])}")
+        return None
+    return perf_counter() - start
 
 
 def measure(small: bool) -> list[record.Record]:
@@ -144,7 +148,7 @@ def measure(small: bool) -> list[record.Record]:
         "device", "Updates a second on CPU and CUDA", "updates/s", updates(counts, seconds, turns),
         lower_is_better=False, load=load, run="by hand", command="python -m benchmarks.device",
     )  # fmt: skip
-    rows = [tests(180), chapter("smoke" if small else "full", 200)]
+    rows = [tests(600 if small else 180), chapter("smoke" if small else "full", 200)]
     times = record.record(
         "device-times", "Tests of the learners and a chapter on this device", "s", rows,
         lower_is_better=True, load=load, run="by hand", command="python -m benchmarks.device",

@@ -105,7 +105,7 @@ def first_updates(seed: int, replicates: int, share: bool) -> tuple[Trainer, np.
     All actions are random ones: where two values are equal up to rounding, another processor takes
     another action, and from there on two runs have nothing in common. And units are smooth: one
     that is rectified, and zero up to rounding, lets a gradient pass in one run and not in the
-    other (with ReLU, seed 0 parts from its replicate at the fourth update, by one such unit).
+    other (with ReLU and torch's kernels without AVX, seed 0 parts at the fourth update, by one).
     """
     random = {"epsilon_start": 1.0, "epsilon_end": 1.0}
     smooth = {"encoder": {"activation": "tanh"}}
